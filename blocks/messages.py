@@ -1,0 +1,307 @@
+"""The language of the system: event files, the events of the stream, and object keys.
+
+Events follow CloudEvents 1.0 (github.com/cloudevents/spec). An event's id is derived from
+what it says, so that saying the same thing twice gives the same event, and every reader can
+ignore the second.
+"""
+
+import hashlib
+import json
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal, Self
+from uuid import UUID, uuid5
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+MAX_EVENT_FILE_BYTES = 1 << 20
+
+# Namespace of the events' ids; any fixed UUID would do.
+_EVENT_IDS = UUID("6f0d4a1e-7c54-4d0a-9d0b-3f4c1f6f7a11")
+
+
+class InvalidEventFile(Exception):
+    """An event file that can't be taken in; the message is a sentence for its operator."""
+
+
+class TimestepType(StrEnum):
+    """What a timestep's images are; decides the first part of the object key."""
+
+    STITCH = "stitch"
+    VIDEO = "video"
+    OVERVIEW = "overview"
+
+    @property
+    def prefix(self) -> str:
+        """First part of the object key, which surf-archiver globs for."""
+        return {"stitch": "images", "video": "videos", "overview": "overview"}[self.value]
+
+
+def _relative_path(value: str) -> str:
+    path = PurePosixPath(value)
+    if "\0" in value or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError("must be a relative path inside the system's directory, without '..'")
+    return str(path)
+
+
+class ImagingEvent(BaseModel):
+    """One timestep, as its microscope announces it in an event file. Unknown fields are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    timestep_id: UUID
+    plate: int = Field(ge=0)
+    cross_date: date
+    position: int = Field(ge=0)
+    timestamp: datetime
+    img_count: int = Field(ge=1, validation_alias=AliasChoices("img_count", "image_count"))
+    img_dir: Annotated[str, AfterValidator(_relative_path)] = Field(validation_alias=AliasChoices("img_dir", "path"))
+    experiment_id: str = Field("", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", validate_default=False)
+    event_type: TimestepType = TimestepType.STITCH
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("timestamp")
+    @classmethod
+    def _aware(cls, value: datetime, info: ValidationInfo) -> datetime:
+        # Kept with its offset: it tells what the clock on the microscope's wall showed.
+        if value.tzinfo is None:
+            value = value.replace(tzinfo=(info.context or {}).get("time_zone", UTC))
+        if not 1970 <= value.year <= 2999:
+            raise ValueError("year must be from 1970 to 2999")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_experiment(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("experiment_id") is None:
+            values = {key: value for key, value in values.items() if key != "experiment_id"}
+        return values
+
+    @model_validator(mode="after")
+    def _name_experiment(self) -> Self:
+        if not self.experiment_id:
+            # The model is frozen for its users, not for its own validator.
+            object.__setattr__(self, "experiment_id", f"{self.cross_date:%Y%m%d}_{self.plate:03d}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The object's key. It carries the timestep's id, so that no two timesteps share one."""
+        time = self.timestamp.astimezone(UTC)
+        name = f"{time:%H%M%S}_{self.timestep_id.hex[:8]}.tar"
+        return f"{self.event_type.prefix}/{self.experiment_id}/{time:%Y%m%d}/{name}"
+
+    def document(self) -> dict[str, Any]:
+        """The event as a JSON object, the same for the same event however it was written down."""
+        return self.model_dump(mode="json", by_alias=False)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InvalidEventFile(f"field {', '.join(twice)} stands there twice")
+    return document
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidEventFile(f"{name} is not JSON")
+
+
+def parse_event_file(content: bytes, time_zone: ZoneInfo) -> ImagingEvent:
+    """Read an event file's content.
+
+    Args:
+        content: the bytes of the file.
+        time_zone: where the system stands, for a timestamp without an offset.
+
+    Raises:
+        InvalidEventFile: when it is not JSON, or a field is missing or wrong.
+    """
+    if len(content) > MAX_EVENT_FILE_BYTES:
+        raise InvalidEventFile(f"it has more than {MAX_EVENT_FILE_BYTES} bytes")
+    try:
+        document = json.loads(content, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if not isinstance(document, dict):
+            raise InvalidEventFile("it is not a JSON object")
+        return ImagingEvent.model_validate(document, context={"time_zone": time_zone})
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}" for fault in error.errors())
+        raise InvalidEventFile("; ".join(faults)) from error
+    except RecursionError as error:
+        raise InvalidEventFile("it is nested too deeply") from error
+    except ValueError as error:
+        raise InvalidEventFile(f"it is not valid JSON: {error}") from error
+
+
+class EventData(BaseModel):
+    """What one type of event says. `said` is what makes two events the same."""
+
+    model_config = ConfigDict(frozen=True)
+    type: ClassVar[str]
+    timestep_id: UUID | None
+
+    def said(self) -> tuple[object, ...]:
+        """The values that identify the event among those of its type and timestep."""
+        raise NotImplementedError
+
+
+class Ingested(EventData):
+    """A timestep is complete on disk and its event file was taken in."""
+
+    type: ClassVar[str] = "timestep.ingested"
+    timestep_id: UUID
+    system: str
+    event_file: str = Field(description="Path of the event file below the system's directory.")
+    event: ImagingEvent
+
+    @property
+    def digest(self) -> str:
+        """Identifies what was announced: the system and the event, but not the file's name."""
+        content = json.dumps([self.system, self.event.document()], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def said(self) -> tuple[object, ...]:
+        return (self.digest,)
+
+
+class Image(BaseModel):
+    """One file in a tar, found again by a range request."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str = Field(description="Path below the image directory, as in the tar without its './'.")
+    offset: int = Field(description="Where its bytes begin in the object.")
+    size: int = Field(description="Bytes.")
+    sha256: str
+
+
+class Proof(BaseModel):
+    """What was checked after an upload, and when. Each entry of `checks` is a sentence."""
+
+    model_config = ConfigDict(frozen=True)
+    verified_at: datetime
+    checks: list[str]
+
+
+class Uploaded(EventData):
+    """A timestep is in object storage, and that was proven."""
+
+    type: ClassVar[str] = "timestep.uploaded"
+    timestep_id: UUID
+    system: str
+    event: ImagingEvent
+    bucket: str
+    key: str
+    size: int
+    etag: str
+    sha256: str
+    layout_digest: str
+    images: list[Image]
+    proof: Proof
+    started_at: datetime
+    flow_run_id: UUID | None = None
+
+    def said(self) -> tuple[object, ...]:
+        return (self.bucket, self.key, self.sha256)
+
+
+class Failed(EventData):
+    """A stage gave a timestep up; pressing Retry on the flow run takes it up again."""
+
+    type: ClassVar[str] = "timestep.failed"
+    timestep_id: UUID
+    system: str
+    stage: Literal["ingest", "upload"]
+    reason: str
+    event: ImagingEvent
+    flow_run_id: UUID | None = None
+    attempt: int = Field(1, description="The flow run's run count, 1 for its first run.")
+
+    def said(self) -> tuple[object, ...]:
+        return (self.stage, self.flow_run_id, self.attempt)
+
+
+class Archived(EventData):
+    """surf-archiver put an object into a tape archive. The id is empty while the key is unknown."""
+
+    type: ClassVar[str] = "timestep.archived"
+    timestep_id: UUID | None
+    job_id: UUID
+    date: date
+    archive: str = Field(description="Path of the archive on tape.")
+    key: str
+
+    def said(self) -> tuple[object, ...]:
+        return (self.job_id, self.archive, self.key)
+
+
+class Rejected(EventData):
+    """An event file can't be taken in as it is. It stays where it is."""
+
+    type: ClassVar[str] = "event-file.rejected"
+    timestep_id: UUID | None
+    system: str
+    event_file: str
+    reason: str
+    fingerprint: str = Field(description="Of the file as it was, so that a change of it is noticed.")
+
+    def said(self) -> tuple[object, ...]:
+        return (self.system, self.event_file, self.reason, self.fingerprint)
+
+
+DATA_TYPES: dict[str, type[EventData]] = {
+    data.type: data for data in (Ingested, Uploaded, Failed, Archived, Rejected)
+}
+
+
+class LogEvent(BaseModel):
+    """One entry of the stream: a CloudEvent around what happened."""
+
+    model_config = ConfigDict(frozen=True)
+
+    specversion: Literal["1.0"] = "1.0"
+    id: UUID
+    source: str
+    type: str
+    subject: str | None = Field(None, description="The timestep's id, where there is one.")
+    time: datetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    schemaversion: int = 1
+    data: SerializeAsAny[EventData]
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _by_type(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, EventData):
+            return value
+        name = info.data.get("type")
+        if name not in DATA_TYPES:
+            raise ValueError(f"unknown event type {name!r}; known are {', '.join(DATA_TYPES)}")
+        return DATA_TYPES[name].model_validate(value)
+
+    @classmethod
+    def of(cls, data: EventData, source: str) -> Self:
+        """Wrap what happened, now. `source` names the stage that says so, e.g. `upload-worker`."""
+        said = json.dumps([data.type, str(data.timestep_id), *map(str, data.said())])
+        return cls(
+            id=uuid5(_EVENT_IDS, said),
+            source=f"archiver/{source}",
+            type=data.type,
+            subject=str(data.timestep_id) if data.timestep_id else None,
+            time=datetime.now(UTC),
+            data=data,
+        )
