@@ -1,0 +1,210 @@
+"""The Redis stream: the one append-only log of everything that happened to a timestep."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Self, cast
+
+import redis
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr, ValidationError
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from blocks.messages import LogEvent
+from blocks.settings import Settings
+
+Group = Literal["upload-worker", "state-manager"]
+GROUPS: tuple[Group, ...] = ("upload-worker", "state-manager")
+
+# How long an event's id is remembered so that it is not appended twice. Readers ignore a second
+# one anyway, so this only keeps the log short.
+_REMEMBER_SECONDS = 30 * 24 * 3600
+
+_APPEND_ONCE = """
+local known = redis.call('GET', KEYS[2])
+if known then return known end
+local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'type', ARGV[2], 'timestep_id', ARGV[3])
+redis.call('SET', KEYS[2], id, 'EX', ARGV[4])
+return id
+"""
+
+
+class UnreadableEntry(Exception):
+    """An entry of the stream that is not one of our events; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the stream, as it was delivered to a group."""
+
+    id: str
+    fields: dict[str, str]
+
+    @property
+    def type(self) -> str:
+        """The event's type, readable without decoding the event."""
+        return self.fields.get("type", "")
+
+    def decode(self) -> LogEvent:
+        """The event in this entry.
+
+        Raises:
+            UnreadableEntry: when it can't be decoded.
+        """
+        try:
+            return LogEvent.model_validate_json(self.fields["event"])
+        except KeyError:
+            raise UnreadableEntry(f"stream entry {self.id} has no field 'event'") from None
+        except ValidationError as error:
+            raise UnreadableEntry(f"stream entry {self.id} is not an event of ours: {error}") from error
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How far a group is behind the end of the stream, in entries."""
+
+    waiting: int
+    in_progress: int
+    set_aside: int
+
+
+class EventLog(Block):
+    """The stream of events: append once, read in a group, acknowledge when the work is durable."""
+
+    _block_type_name = "Event Log"
+    _block_type_slug = "event-log"
+    _description = "The Redis stream of everything that happened to a timestep."
+
+    url: SecretStr = Field(description="Redis, as redis://:password@host:port/db.")
+    stream: str = Field("timesteps", description="Name of the stream.")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The log of this installation.
+
+        Raises:
+            MissingSetting: when ARCHIVER_REDIS_URL is not set.
+        """
+        settings.require("redis_url")
+        return cls(url=cast(SecretStr, settings.redis_url))
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """The connection, which reconnects by itself after Redis restarts."""
+        return redis.Redis.from_url(
+            self.url.get_secret_value(),
+            decode_responses=True,
+            socket_connect_timeout=5,
+            socket_timeout=30,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=5),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        )
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if "redis" in self.__dict__:
+            self.redis.close()
+
+    # --- writing
+
+    def append(self, event: LogEvent) -> str:
+        """Append an event, once: if it is there already, its first entry stands.
+
+        Returns:
+            The id of its entry in the stream.
+        """
+        keys = (self.stream, f"{self.stream}:appended:{event.id}")
+        arguments = (event.model_dump_json(), event.type, event.subject or "", str(_REMEMBER_SECONDS))
+        return cast(str, self.redis.eval(_APPEND_ONCE, len(keys), *keys, *arguments))
+
+    def ensure_groups(self) -> None:
+        """Create the stream and its groups where missing, to be read from the very first entry."""
+        for group in GROUPS:
+            try:
+                self.redis.xgroup_create(self.stream, group, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    # --- reading in a group
+
+    def read(self, group: Group, consumer: str, *, count: int, wait_seconds: float) -> list[Entry]:
+        """Take up to `count` new entries for a consumer, waiting a bounded time for the first."""
+        answer = self.redis.xreadgroup(
+            group, consumer, {self.stream: ">"}, count=count, block=max(1, int(wait_seconds * 1000))
+        )
+        return self._entries(answer)
+
+    def held(self, group: Group, consumer: str, *, count: int, after: str = "0") -> list[Entry]:
+        """What the consumer took and has not acknowledged, oldest first, behind entry `after`."""
+        return self._entries(self.redis.xreadgroup(group, consumer, {self.stream: after}, count=count))
+
+    def take_over(self, group: Group, consumer: str, *, idle_seconds: float, count: int) -> list[Entry]:
+        """Take what other consumers of the group hold and have not touched for `idle_seconds`."""
+        answer = self.redis.xautoclaim(self.stream, group, consumer, int(idle_seconds * 1000), count=count)
+        return [Entry(id, fields) for id, fields in cast(list[tuple[str, dict[str, str]]], answer[1]) if fields]
+
+    def acknowledge(self, group: Group, *ids: str) -> None:
+        """Say that the work these entries asked for is durable."""
+        if ids:
+            self.redis.xack(self.stream, group, *ids)
+
+    def set_aside(self, group: Group, entry: Entry, reason: str) -> None:
+        """Move an entry that can't be worked on to the group's dead-letter stream, with the reason."""
+        fields = {"entry_id": entry.id, "reason": reason, **entry.fields}
+        with self.redis.pipeline(transaction=True) as pipeline:
+            pipeline.xadd(self._dead_letters(group), fields)  # type: ignore[arg-type]
+            pipeline.xack(self.stream, group, entry.id)
+            pipeline.execute()
+
+    def backlog(self, group: Group) -> Backlog:
+        """How many entries the group has not taken, not finished, and set aside."""
+        for info in cast(list[dict[str, int | str]], self.redis.xinfo_groups(self.stream)):
+            if info["name"] == group:
+                # Redis 7 counts the lag itself; 6.2 leaves that to us.
+                lag = info.get("lag")
+                waiting = int(lag) if lag is not None else sum(1 for _ in self._after(str(info["last-delivered-id"])))
+                return Backlog(waiting, int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
+        raise UnreadableEntry(f"the stream {self.stream} has no group {group}; run `archiver init`")
+
+    # --- the event files that were dealt with
+
+    def identify(self, timestep_id: str, digest: str) -> str:
+        """Bind a timestep's id to what was announced under it, for ever, unless it is bound already.
+
+        Returns:
+            The digest the id is bound to: another one than `digest` means a conflict.
+        """
+        key = f"{self.stream}:identities"
+        if self.redis.hsetnx(key, timestep_id, digest):
+            return digest
+        return cast(str, self.redis.hget(key, timestep_id))
+
+    def conclude(self, system: str, event_file: str, fingerprint: str) -> None:
+        """Remember that an event file, as it is now, was taken in or rejected."""
+        self.redis.hset(f"{self.stream}:event-files:{system}", event_file, fingerprint)
+
+    def concluded(self, system: str) -> dict[str, str]:
+        """The fingerprints under which the event files of a system were last dealt with."""
+        return cast(dict[str, str], self.redis.hgetall(f"{self.stream}:event-files:{system}"))
+
+    # --- inside
+
+    def _dead_letters(self, group: Group) -> str:
+        return f"{self.stream}:dead-letter:{group}"
+
+    def _after(self, last: str) -> Iterator[str]:
+        while page := cast(list[tuple[str, dict[str, str]]], self.redis.xrange(self.stream, f"({last}", count=1000)):
+            yield from (id for id, _ in page)
+            last = page[-1][0]
+
+    @staticmethod
+    def _entries(answer: object) -> list[Entry]:
+        streams = cast(list[tuple[str, list[tuple[str, dict[str, str]]]]], answer or [])
+        # An entry that was trimmed while it was pending comes without its fields.
+        return [Entry(id, fields) for _, entries in streams for id, fields in entries if fields]
