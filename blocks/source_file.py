@@ -1,0 +1,127 @@
+"""Regular files as they were when a directory was read, and proof that they still are."""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+class BundleError(Exception):
+    """An image directory can't be bundled as it is; the message names the file and the cause."""
+
+
+class SourceChanged(BundleError):
+    """A source file is no longer what it was when its directory was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A regular file as it was when its directory was read."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path, status: os.stat_result) -> Self:
+        """Remember a file's state.
+
+        Raises:
+            BundleError: if it is not a regular file.
+        """
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is {_kind(status.st_mode)}; only regular files are archived")
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+    @contextmanager
+    def open(self) -> Iterator[io.FileIO]:
+        """Open it for reading, and make sure that it is the same file, before and after.
+
+        Raises:
+            SourceChanged: if it vanished, or its size, modification time or inode are not what they were.
+            BundleError: if it can't be opened.
+        """
+        try:
+            # Should a link or a pipe stand in the file's place by now: neither follow it nor wait for a writer.
+            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise SourceChanged(f"{self.path} vanished after its directory was read") from error
+        except OSError as error:
+            raise BundleError(f"{self.path} can't be opened: {error.strerror}") from error
+        with io.FileIO(handle) as file:
+            self._compare(os.fstat(handle))
+            yield file
+            self._compare(os.fstat(handle))
+
+    def read_into(self, file: io.FileIO, view: memoryview) -> int:
+        """Read at least one byte of the opened file into `view`; returns how many.
+
+        Raises:
+            SourceChanged: if the file ends here already.
+            BundleError: if reading fails.
+        """
+        try:
+            count = file.readinto(view)
+        except OSError as error:
+            raise BundleError(f"{self.path} can't be read: {error.strerror}") from error
+        if not count:
+            raise SourceChanged(f"{self.path} changed while it was read: it no longer has {self.size} bytes")
+        return count
+
+    def _compare(self, now: os.stat_result) -> None:
+        differing = [
+            f"{what} was {before}, is {after}"
+            for what, before, after in (
+                ("size", self.size, now.st_size),
+                ("mtime_ns", self.mtime_ns, now.st_mtime_ns),
+                ("inode", self.inode, now.st_ino),
+            )
+            if before != after
+        ]
+        if differing:
+            raise SourceChanged(f"{self.path} changed since its directory was read: {', '.join(differing)}")
+
+
+def find_sources(directory: Path) -> dict[str, SourceFile]:
+    """All files below a directory by their relative paths, in byte order of these.
+
+    Raises:
+        BundleError: if one of them is not a regular file (links are not followed), if a name is
+            not UTF-8, or if a directory can't be read.
+    """
+    found = dict(_walk(directory, ""))
+    return {name: found[name] for name in sorted(found, key=str.encode)}
+
+
+def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, SourceFile]]:
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                name, path = prefix + entry.name, Path(entry.path)
+                try:
+                    name.encode()
+                except UnicodeEncodeError as error:
+                    raise BundleError(f"the name of {os.fsencode(path)!r} is not UTF-8") from error
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _walk(path, name + "/")
+                else:
+                    yield name, SourceFile.of(path, entry.stat(follow_symlinks=False))
+    except OSError as error:
+        raise BundleError(f"{error.filename or directory} can't be read: {error.strerror}") from error
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFDIR: "a directory",
+    }
+    return kinds.get(stat.S_IFMT(mode), "not a file")
