@@ -37,6 +37,10 @@ class UnreadableEntry(Exception):
     """An entry of the stream that is not one of our events; the message says why."""
 
 
+class GroupMissing(Exception):
+    """The stream was not set up; the message says how."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """An entry of the stream, as it was delivered to a group."""
@@ -162,15 +166,19 @@ class EventLog(Block):
             pipeline.xack(self.stream, group, entry.id)
             pipeline.execute()
 
+    def has_work(self, group: Group) -> bool:
+        """Whether there is an entry that the group has not acknowledged."""
+        newest = cast(dict[str, str], self.redis.xinfo_stream(self.stream))["last-generated-id"]
+        info = self._group(group)
+        return bool(info["pending"]) or info["last-delivered-id"] != newest
+
     def backlog(self, group: Group) -> Backlog:
         """How many entries the group has not taken, not finished, and set aside."""
-        for info in cast(list[dict[str, int | str]], self.redis.xinfo_groups(self.stream)):
-            if info["name"] == group:
-                # Redis 7 counts the lag itself; 6.2 leaves that to us.
-                lag = info.get("lag")
-                waiting = int(lag) if lag is not None else sum(1 for _ in self._after(str(info["last-delivered-id"])))
-                return Backlog(waiting, int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
-        raise UnreadableEntry(f"the stream {self.stream} has no group {group}; run `archiver init`")
+        info = self._group(group)
+        # Redis 7 counts the lag itself; 6.2 leaves that to us.
+        lag = info.get("lag")
+        waiting = int(lag) if lag is not None else sum(1 for _ in self._after(str(info["last-delivered-id"])))
+        return Backlog(waiting, int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
 
     # --- the event files that were dealt with
 
@@ -193,7 +201,17 @@ class EventLog(Block):
         """The fingerprints under which the event files of a system were last dealt with."""
         return cast(dict[str, str], self.redis.hgetall(f"{self.stream}:event-files:{system}"))
 
+    def conclusion(self, system: str, event_file: str) -> str | None:
+        """The fingerprint under which one event file was last dealt with, if it was."""
+        return cast(str | None, self.redis.hget(f"{self.stream}:event-files:{system}", event_file))
+
     # --- inside
+
+    def _group(self, group: Group) -> dict[str, int | str]:
+        for info in cast(list[dict[str, int | str]], self.redis.xinfo_groups(self.stream)):
+            if info["name"] == group:
+                return info
+        raise GroupMissing(f"the stream {self.stream} has no group {group}; run `archiver init`")
 
     def _dead_letters(self, group: Group) -> str:
         return f"{self.stream}:dead-letter:{group}"

@@ -1,0 +1,113 @@
+"""The `archiver` command."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import typer
+import uvicorn
+from prefect.client.orchestration import get_client
+
+from blocks.event_log import EventLog
+from blocks.settings import MissingSetting, get_settings
+from flows.dispatch import Runs, UploadDispatcher, keep_recording
+from flows.init import DeployFailed, initialize
+from flows.watch import Watcher
+from flows.worker import InProcessWorker, serve
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Moves timesteps to object storage.")
+
+
+@app.command()
+def init() -> None:
+    """Migrations, consumer groups, directories, bucket, blocks, work pools, deployments. Repeatable."""
+    initialize(get_settings())
+
+
+@app.command()
+def event_ingester() -> None:
+    """Watch the systems' event files and take their timesteps in."""
+
+    async def entrypoint() -> None:
+        settings = get_settings()
+        settings.require("data_dir", "prefect_api_url")
+        worker = InProcessWorker(work_pool_name="event-ingester")
+        async with get_client() as client:
+            with closing(EventLog.from_settings(settings)) as log:
+                runs = Runs("ingest-timestep/event-ingester", client, worker.is_executing)
+                await serve(worker, Watcher(cast(Path, settings.data_dir), log, runs).run)
+
+    _run(entrypoint())
+
+
+@app.command()
+def upload_worker() -> None:
+    """Upload the stream's timesteps to object storage."""
+
+    async def entrypoint() -> None:
+        settings = get_settings()
+        settings.require("data_dir", "prefect_api_url")
+        worker = InProcessWorker(work_pool_name="upload-worker")
+        async with get_client() as client:
+            with closing(EventLog.from_settings(settings)) as log:
+                runs = Runs("upload-timestep/upload-worker", client, worker.is_executing)
+                await serve(worker, UploadDispatcher(log, runs).run)
+
+    _run(entrypoint())
+
+
+@app.command()
+def state_manager() -> None:
+    """Record the stream's events in the database."""
+
+    async def entrypoint() -> None:
+        settings = get_settings()
+        settings.require("database_url", "prefect_api_url")
+        worker = InProcessWorker(work_pool_name="state-manager")
+        async with get_client() as client:
+            with closing(EventLog.from_settings(settings)) as log:
+                await serve(worker, lambda: keep_recording(log, client))
+
+    _run(entrypoint())
+
+
+@app.command()
+def api() -> None:
+    """Serve the state over REST and as a web page."""
+    settings = get_settings()
+    # By name, because the flows do not import the API.
+    uvicorn.run("api.app:create_app", factory=True, host=settings.api_host, port=settings.api_port)
+
+
+def _run(entrypoint: Coroutine[None, None, None]) -> None:
+    """Run an entrypoint and end the process, even while a thread is still at work.
+
+    A thread can't be cancelled, and waiting for an upload of gigabytes would outlast any grace
+    time. What it does is not acknowledged, so it is done again.
+    """
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(entrypoint)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    """Run the command; what the operator has to do something about is printed as a sentence."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except (MissingSetting, DeployFailed) as error:
+        typer.secho(f"archiver: {error}", err=True, fg="red")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Prepares everything the entrypoints need. Repeatable: what is there already stays."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from blocks.database import migrate
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectNotFound
+
+from blocks.event_log import EventLog
+from blocks.imaging_system import ImagingSystem
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from flows.upload import OBJECT_STORE
+from flows.worker import InProcessWorker
+
+logger = logging.getLogger(__name__)
+
+PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
+
+
+class DeployFailed(Exception):
+    """`prefect deploy` failed; the message is what it printed."""
+
+
+def initialize(settings: Settings) -> None:
+    """Directories, migrations, consumer groups, bucket, blocks, work pools and deployments.
+
+    Raises:
+        MissingSetting: with all settings that are needed and not there.
+        DeployFailed: when Prefect refused a deployment.
+    """
+    settings.require("data_dir", "staging_dir", "database_url", "redis_url", "prefect_api_url")
+    store = ObjectStore.from_settings(settings)
+
+    for directory in (cast(Path, settings.data_dir), cast(Path, settings.staging_dir)):
+        # The source may be mounted read-only; then it is there already.
+        if not directory.is_dir():
+            directory.mkdir(parents=True)
+    logger.info("Directories are there")
+    migrate(settings)
+    logger.info("The database is at its newest migration")
+    with closing(EventLog.from_settings(settings)) as log:
+        log.ensure_groups()
+    logger.info("The stream and its consumer groups are there")
+    store.ensure_bucket()
+    logger.info("The bucket %s is there", settings.bucket)
+    asyncio.run(_prepare_prefect(store))
+    deploy()
+    logger.info("Blocks, work pools and deployments are there")
+
+
+async def _prepare_prefect(store: ObjectStore) -> None:
+    for block in (ObjectStore, ImagingSystem, EventLog):
+        await block.aregister_type_and_schema()
+    try:
+        known = await ObjectStore.aload(OBJECT_STORE)
+    except ValueError:
+        known = None
+    if known is not None:
+        # Where the store is comes from the settings; how it is used may have been set in the UI.
+        store = known.model_copy(update={"bucket_name": store.bucket_name, "credentials": store.credentials})
+    await store.asave(OBJECT_STORE, overwrite=True)
+    async with get_client() as client:
+        for name, pool in yaml.safe_load(PREFECT_YAML.read_text())["definitions"]["work_pools"].items():
+            await _ensure_pool(client, name, pool)
+
+
+async def _ensure_pool(client: PrefectClient, name: str, pool: dict[str, Any]) -> None:
+    try:
+        await client.read_work_pool(name)
+    except ObjectNotFound:
+        template = InProcessWorker.get_default_base_job_template()
+        await client.create_work_pool(WorkPoolCreate(name=name, base_job_template=template, **pool))
+    else:
+        await client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=pool["concurrency_limit"]))
+
+
+def deploy() -> None:
+    """Deploy every flow of prefect.yaml, with Prefect's own command.
+
+    Raises:
+        DeployFailed: when it did not end well.
+    """
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PREFECT_YAML.parent, check=False)  # noqa: S603 -- no part of the command comes from outside
+    if result.returncode != 0:
+        raise DeployFailed(f"prefect deploy ended with {result.returncode}:\n{result.stdout}{result.stderr}")

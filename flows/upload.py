@@ -1,0 +1,102 @@
+"""Stage two: one tar per timestep, from disk to object storage, proven."""
+
+import asyncio
+import json
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+from prefect import flow, get_run_logger, task
+from prefect.runtime import flow_run as current_run
+
+from blocks.bundle import Bundle
+from blocks.event_log import EventLog
+from blocks.imaging_system import ImagingSystem
+from blocks.messages import Failed, Ingested, LogEvent, Uploaded
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings, get_settings
+
+STAGE = "upload-worker"
+OBJECT_STORE = "archive"  # name of the ObjectStore block
+UPLOAD_DELAYS = [2.0, 10.0, 30.0, 60.0]
+
+
+def upload_run_name(timestep: Ingested) -> str:
+    """What an operator searches for: `upload prince 20261101_004 2026-11-23 10:42:07` (UTC)."""
+    event = timestep.event
+    return f"upload {timestep.system} {event.experiment_id} {event.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def upload(timestep: Ingested, settings: Settings, store: ObjectStore) -> Uploaded:
+    """Stream a timestep's images into one object and prove what is there.
+
+    The same timestep gives the same bytes under the same key, so doing it again is harmless.
+
+    Raises:
+        ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
+    """
+    started_at = datetime.now(UTC)
+    system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
+    directory = system.check_images(timestep.event)
+    metadata = json.dumps({"system": timestep.system, **timestep.event.document()}, indent=2, sort_keys=True)
+    bundle = Bundle.of(directory, metadata.encode())
+    stored = store.upload(bundle, timestep.event.key, timestep.timestep_id)
+    return Uploaded(
+        timestep_id=timestep.timestep_id,
+        system=timestep.system,
+        event=timestep.event,
+        bucket=store.bucket_name,
+        key=stored.key,
+        size=stored.size,
+        etag=stored.etag,
+        sha256=stored.sha256,
+        layout_digest=stored.layout_digest,
+        images=stored.images,
+        proof=stored.proof,
+        started_at=started_at,
+    )
+
+
+@task(task_run_name="upload {timestep.event.key}", retries=len(UPLOAD_DELAYS), retry_delay_seconds=UPLOAD_DELAYS)
+async def upload_and_prove(timestep: Ingested) -> Uploaded:
+    """Retries what may pass by itself: the network, the storage, a share that is away."""
+    settings = get_settings()
+    store = await ObjectStore.aload(OBJECT_STORE)
+    return await asyncio.to_thread(upload, timestep, settings, store)
+
+
+@flow(name="upload-timestep", persist_result=False)
+async def upload_timestep(timestep: Ingested, entry_id: str | None = None) -> None:
+    """Upload an ingested timestep and say so in the stream; safe to run again at any time.
+
+    Args:
+        timestep: what was ingested.
+        entry_id: its entry in the stream, acknowledged when the outcome is in the stream.
+    """
+    get_settings().require("data_dir")
+    with closing(EventLog.from_settings(get_settings())) as log:
+        try:
+            uploaded = await upload_and_prove(timestep)
+        except Exception as error:
+            failed = Failed(
+                timestep_id=timestep.timestep_id,
+                system=timestep.system,
+                stage="upload",
+                reason=f"{type(error).__name__}: {error}",
+                event=timestep.event,
+                flow_run_id=current_run.id,
+                attempt=current_run.run_count,
+            )
+            await asyncio.to_thread(conclude, failed, entry_id, log)
+            raise
+        await asyncio.to_thread(conclude, uploaded.model_copy(update={"flow_run_id": current_run.id}), entry_id, log)
+    seconds = (uploaded.proof.verified_at - uploaded.started_at).total_seconds()
+    get_run_logger().info("%s: %d bytes in %.1f s, proven", uploaded.key, uploaded.size, seconds)
+
+
+def conclude(outcome: Uploaded | Failed, entry_id: str | None, log: EventLog) -> None:
+    """Put the outcome into the stream, and only then acknowledge the entry that asked for it."""
+    log.append(LogEvent.of(outcome, STAGE))
+    if entry_id:
+        log.acknowledge("upload-worker", entry_id)
