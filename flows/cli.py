@@ -7,7 +7,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import typer
 import uvicorn
@@ -82,6 +82,48 @@ def api() -> None:
     settings = get_settings()
     # By name, because the flows do not import the API.
     uvicorn.run("api.app:create_app", factory=True, host=settings.api_host, port=settings.api_port)
+
+
+@app.command()
+def up(
+    trial: Annotated[bool, typer.Option(help="Keep objects in memory: they are gone when it stops.")] = False,
+) -> None:
+    """The whole system on this machine, in the foreground, until Ctrl-C."""
+    from flows.stack.up import up as run_until_signal
+
+    asyncio.run(run_until_signal(get_settings(), trial=trial))
+
+
+@app.command()
+def demo(
+    timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps in all.")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Images per timestep.")] = 10,
+    image_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one image's pixels.")] = 200_000,
+    systems: Annotated[str, typer.Option(help="Names of the imaging systems.")] = "prince,aretha",
+) -> None:
+    """Show on one machine how timesteps travel, end to end; exits with 1 if one does not arrive."""
+    from flows.stack.demo import demo as demonstrate
+    from flows.stack.mock_microscope import Plan
+
+    sys.exit(asyncio.run(demonstrate(get_settings(), Plan(systems.split(","), timesteps, images, image_bytes))))
+
+
+@app.command()
+def mock_microscope(
+    timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps in all.")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="Images per timestep.")] = 10,
+    image_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one image's pixels.")] = 200_000,
+    systems: Annotated[str, typer.Option(help="Names of the imaging systems.")] = "prince,aretha",
+    interval: Annotated[float, typer.Option(min=0, help="Seconds between two timesteps.")] = 0.0,
+) -> None:
+    """Drop timesteps into ARCHIVER_DATA_DIR like a microscope does."""
+    from flows.stack.mock_microscope import Plan, drop_timesteps
+
+    settings = get_settings()
+    settings.require("data_dir")
+    plan = Plan(systems.split(","), timesteps, images, image_bytes)
+    for dropped in drop_timesteps(cast(Path, settings.data_dir), plan, interval_seconds=interval):
+        typer.echo(f"{dropped.event_file}: {dropped.images} images, {dropped.bytes} bytes")
 
 
 def _run(entrypoint: Coroutine[None, None, None]) -> None:
