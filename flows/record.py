@@ -1,0 +1,108 @@
+"""The last stage: the stream's events, recorded in the database."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Literal
+
+import psycopg.errors
+from prefect import flow, get_run_logger
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlmodel import Session
+
+from blocks.database import create_engine
+from blocks.event_log import Entry, EventLog
+from blocks.settings import get_settings
+from flows.apply import apply_events
+
+logger = logging.getLogger(__name__)
+
+GROUP: Literal["state-manager"] = "state-manager"
+
+# What another consumer held this long without a sign of life is taken over.
+TAKE_OVER_SECONDS = 60
+# A run ends after this long even if more is waiting; the next one goes on.
+LONGEST_RUN_SECONDS = 30
+
+# What PostgreSQL answers to values it can't hold. Anything else it says is about itself.
+_UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+
+
+@flow(name="record-events", flow_run_name="record events of {consumer}")
+async def record_events(consumer: str, limit: int = 500) -> int:
+    """Record what waits in the stream; returns how many events that were.
+
+    Args:
+        consumer: the stable name under which the stream hands out entries.
+        limit: at most this many entries per transaction.
+    """
+    recorded = await asyncio.to_thread(_record, consumer, limit)
+    get_run_logger().info("recorded %d events", recorded)
+    return recorded
+
+
+def _record(consumer: str, limit: int) -> int:
+    settings = get_settings()
+    engine = create_engine(settings)
+    try:
+        with closing(EventLog.from_settings(settings)) as log:
+            return record_waiting(log, engine, consumer, limit)
+    finally:
+        engine.dispose()
+
+
+def record_waiting(log: EventLog, engine: Engine, consumer: str, limit: int, *, linger_seconds: float = 0.2) -> int:
+    """Record what the consumer holds, what others left lying, and what is new.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: when the database is away; the entries stay with the consumer.
+    """
+    deadline = time.monotonic() + LONGEST_RUN_SECONDS
+    recorded = 0
+    log.take_over(GROUP, consumer, idle_seconds=TAKE_OVER_SECONDS, count=limit)
+    while time.monotonic() < deadline:
+        entries = log.held(GROUP, consumer, count=limit) or log.read(
+            GROUP, consumer, count=limit, wait_seconds=linger_seconds
+        )
+        if not entries:
+            break
+        recorded += record_batch(log, engine, entries)
+    return recorded
+
+
+def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int:
+    """Record entries in one transaction and acknowledge them; returns how many were recorded.
+
+    When that fails for what one of them says, each is recorded by itself, and the guilty are set aside.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: when the database is away; the entries stay with the consumer.
+    """
+    try:
+        with Session(engine) as session, session.begin():
+            apply_events(session, entries)
+    except Exception as error:
+        reason = _guilt(error)
+        if reason is None:
+            raise
+        if len(entries) > 1:
+            return sum(record_batch(log, engine, [entry]) for entry in entries)
+        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entries[0].id, reason)
+        log.set_aside(GROUP, entries[0], reason)
+        return 0
+    log.acknowledge(GROUP, *(entry.id for entry in entries))
+    return len(entries)
+
+
+def _guilt(error: Exception) -> str | None:
+    """Why an entry can never be recorded; None when the trouble is not its fault and passes."""
+    if isinstance(error, DBAPIError):
+        return str(error.orig) if isinstance(error.orig, _UNSTORABLE) else None
+    if isinstance(error, SQLAlchemyError) and not isinstance(error, StatementError):
+        return None
+    if isinstance(error, OSError | MemoryError):
+        return None
+    return f"{type(error).__name__}: {error}"
