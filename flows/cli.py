@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 
 from blocks.event_log import EventLog
 from blocks.settings import MissingSetting, get_settings
-from flows.dispatch import Runs, UploadDispatcher, keep_recording
+from flows.dispatch import Runs, UploadDispatcher, consumer_name, keep_recording
 from flows.init import DeployFailed, initialize
 from flows.watch import Watcher
 from flows.worker import InProcessWorker, serve
@@ -36,7 +36,7 @@ def event_ingester() -> None:
     async def entrypoint() -> None:
         settings = get_settings()
         settings.require("data_dir", "prefect_api_url")
-        worker = InProcessWorker(work_pool_name="event-ingester")
+        worker = InProcessWorker(work_pool_name="event-ingester", name=consumer_name("event-ingester"))
         async with get_client() as client:
             with closing(EventLog.from_settings(settings)) as log:
                 runs = Runs("ingest-timestep/event-ingester", client, worker.is_executing)
@@ -52,7 +52,7 @@ def upload_worker() -> None:
     async def entrypoint() -> None:
         settings = get_settings()
         settings.require("data_dir", "prefect_api_url")
-        worker = InProcessWorker(work_pool_name="upload-worker")
+        worker = InProcessWorker(work_pool_name="upload-worker", name=consumer_name("upload-worker"))
         async with get_client() as client:
             with closing(EventLog.from_settings(settings)) as log:
                 runs = Runs("upload-timestep/upload-worker", client, worker.is_executing)
@@ -68,7 +68,7 @@ def state_manager() -> None:
     async def entrypoint() -> None:
         settings = get_settings()
         settings.require("database_url", "prefect_api_url")
-        worker = InProcessWorker(work_pool_name="state-manager")
+        worker = InProcessWorker(work_pool_name="state-manager", name=consumer_name("state-manager"))
         async with get_client() as client:
             with closing(EventLog.from_settings(settings)) as log:
                 await serve(worker, lambda: keep_recording(log, client))
@@ -142,8 +142,9 @@ def _run(entrypoint: Coroutine[None, None, None]) -> None:
 
 def main() -> None:
     """Run the command; what the operator has to do something about is printed as a sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Prefect has set the root logger up when it was imported; ours say more.
+    for package in ("flows", "blocks", "api"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         app()
     except (MissingSetting, DeployFailed) as error:

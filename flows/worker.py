@@ -56,9 +56,9 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             if task_status is not None:
                 task_status.started(os.getpid())
             if flow.isasync:
-                await run_flow_async(flow, flow_run=flow_run, return_type="state")
+                await run_flow_async(flow, flow_run, flow_run.parameters, return_type="state")
             else:
-                await asyncio.to_thread(run_flow_sync, flow, flow_run=flow_run, return_type="state")
+                await asyncio.to_thread(run_flow_sync, flow, flow_run, flow_run.parameters, return_type="state")
         finally:
             self._executing.discard(flow_run.id)
         return InProcessResult(identifier=f"{self.name}:{flow_run.id}", status_code=0)

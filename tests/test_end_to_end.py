@@ -1,0 +1,306 @@
+"""The whole system, as an operator starts it: files in, objects and HTTP answers out."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from flows.stack.mock_microscope import Dropped, drop_timestep
+
+T = TypeVar("T")
+START_SECONDS = 150.0
+ARRIVAL_SECONDS = 90.0
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@dataclass
+class RunningStack:
+    """An `archiver up --trial` on a home of its own, seen from outside."""
+
+    process: subprocess.Popen[bytes]
+    env: dict[str, str]
+    before_start: Dropped
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.env["ARCHIVER_DATA_DIR"])
+
+    def get(self, path: str, **query: Any) -> Any:
+        base = f"http://{self.env['ARCHIVER_API_HOST']}:{self.env['ARCHIVER_API_PORT']}"
+        answer = httpx.get(f"{base}{path}", params=query, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        base = f"http://{self.env['ARCHIVER_API_HOST']}:{self.env['ARCHIVER_API_PORT']}"
+        headers = {"Authorization": f"Bearer {self.env['ARCHIVER_WEBHOOK_TOKEN']}"}
+        return httpx.post(f"{base}{path}", json=body, headers=headers, trust_env=False)
+
+    def export(self, dropped: Dropped) -> dict[str, Any]:
+        """The timestep's export, once there is one."""
+
+        def find() -> dict[str, Any] | None:
+            exports = self.get("/api/1/exports", limit=100)["data"]
+            return next((export for export in exports if export["timestep_id"] == str(dropped.timestep_id)), None)
+
+        return eventually(find, f"an export of {dropped.event_file}")
+
+    def rejected(self, event_file: Path) -> dict[str, Any]:
+        """The file's rejection, once there is one."""
+
+        def find() -> dict[str, Any] | None:
+            found = self.get("/api/1/rejected", limit=100)["data"]
+            return next((one for one in found if one["event_file"] == f"events/{event_file.name}"), None)
+
+        return eventually(find, f"a rejection of {event_file}")
+
+    def pid_of(self, entrypoint: str) -> int:
+        """The process of an entrypoint."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        for pid in " ".join(file.read_text() for file in children).split():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            if entrypoint in command:
+                return int(pid)
+        raise LookupError(f"{entrypoint} is not running")
+
+
+def eventually(ask: Callable[[], T | None], what: str, seconds: float = ARRIVAL_SECONDS) -> T:
+    """The answer, as soon as there is one."""
+    deadline = time.monotonic() + seconds
+    while (answer := ask()) is None:
+        assert time.monotonic() < deadline, f"no {what} within {seconds:.0f} s"
+        time.sleep(0.3)
+    return answer
+
+
+def drop(root: Path, system: str = "prince", **changes: Any) -> Dropped:
+    """A small timestep, with images of more than one tar block each."""
+    timestamp = datetime(2026, 11, 23, 10, 42, 7, tzinfo=UTC)
+    return drop_timestep(root, system, images=5, image_bytes=30_000, timestamp=changes.pop("timestamp", timestamp))
+
+
+def announce(root: Path, **changes: Any) -> Path:
+    """An event file of its own for an image directory that holds one file, changed as asked for."""
+    directory = root / "prince"
+    (directory / "events").mkdir(parents=True, exist_ok=True)
+    name = f"case-{uuid4().hex[:8]}"
+    (directory / name / "Img").mkdir(parents=True)
+    (directory / name / "Img" / "one.tif").write_bytes(b"II*\0" + bytes(200))
+    event = {
+        "timestep_id": str(uuid4()),
+        "plate": 4,
+        "cross_date": "2026-11-01",
+        "position": 1,
+        "timestamp": "2026-11-23T10:42:07Z",
+        "img_count": 1,
+        "img_dir": name,
+    }
+    event_file = directory / "events" / f"{name}.json"
+    event_file.write_text(json.dumps({key: value for key, value in (event | changes).items() if value is not None}))
+    return event_file
+
+
+def assert_same_images(url: str, dropped: Dropped) -> None:
+    """Every byte of every image on disk is in the object, and the object proves it by itself."""
+    content = httpx.get(url, trust_env=False).raise_for_status().content
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    images = {
+        f"./{path.relative_to(dropped.image_dir)}": path.read_bytes() for path in dropped.image_dir.rglob("*.tif")
+    }
+    assert len(images) == dropped.images
+    names = list(members)
+    assert names == ["./metadata.json", *sorted(images), "./manifest-sha256.txt"]
+    assert {name: members[name] for name in images} == images
+    for line in members["./manifest-sha256.txt"].decode().splitlines():
+        digest, name = line.split("  ", 1)
+        assert hashlib.sha256(members[f"./{name.removeprefix('./')}"]).hexdigest() == digest
+    assert json.loads(members["./metadata.json"])["timestep_id"] == str(dropped.timestep_id)
+
+
+def start(home: Path, **extra: str) -> subprocess.Popen[bytes]:
+    """`archiver up --trial` on a home; what it prints goes to a file beside it."""
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))
+    }
+    with home.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "up", "--trial"],
+            env={**inherited, "ARCHIVER_HOME": str(home), **extra},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def settings_of(home: Path, process: subprocess.Popen[bytes]) -> dict[str, str]:
+    """The settings a stack wrote down once it was ready."""
+
+    def read() -> dict[str, str] | None:
+        assert process.poll() is None, home.with_suffix(".log").read_text()
+        if not (home / "env").exists():
+            return None
+        shell = subprocess.run(["sh", "-c", f". {home}/env; env -0"], env={}, capture_output=True, check=True)
+        return dict(pair.split("=", 1) for pair in shell.stdout.decode().split("\0") if pair)
+
+    return eventually(read, f"settings in {home}/env", START_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    home = tmp_path_factory.mktemp("stack") / "home"
+    before_start = drop(home / "data", "aretha")
+    process = start(home)
+    try:
+        yield RunningStack(process, settings_of(home, process), before_start)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        stopping = time.monotonic()
+        assert process.wait(timeout=30) == 0
+        assert time.monotonic() - stopping < 15
+        assert not (home / "env").exists()
+
+
+def test_a_timestep_dropped_before_the_start_arrives(stack: RunningStack) -> None:
+    assert_same_images(stack.export(stack.before_start)["url"], stack.before_start)
+
+
+def test_a_timestep_arrives_as_a_tar_a_row_and_an_answer(stack: RunningStack) -> None:
+    dropped = drop(stack.data_dir)
+    export = stack.export(dropped)
+    assert export["key"] == f"images/20261101_004/20261123/104207_{dropped.timestep_id.hex[:8]}.tar"
+    assert_same_images(export["url"], dropped)
+    timestep = stack.get(f"/api/1/timesteps/{dropped.timestep_id}")
+    assert timestep["state"] == "uploaded"
+    assert [event["type"] for event in timestep["history"]] == ["timestep.ingested", "timestep.uploaded"]
+
+
+def test_a_timestep_dropped_while_the_ingester_is_down_arrives(stack: RunningStack) -> None:
+    pid = stack.pid_of("event-ingester")
+    os.kill(pid, signal.SIGSTOP)
+    dropped = drop(stack.data_dir)
+    os.kill(pid, signal.SIGKILL)
+    assert_same_images(stack.export(dropped)["url"], dropped)
+    assert stack.pid_of("event-ingester") != pid
+
+
+def test_a_timestep_survives_the_end_of_an_upload_worker(stack: RunningStack) -> None:
+    pid = stack.pid_of("upload-worker")
+    os.kill(pid, signal.SIGSTOP)
+    dropped = drop(stack.data_dir)
+    eventually(lambda: _known(stack, dropped), f"timestep {dropped.timestep_id}")
+    os.kill(pid, signal.SIGKILL)
+    assert_same_images(stack.export(dropped)["url"], dropped)
+
+
+def _known(stack: RunningStack, dropped: Dropped) -> bool | None:
+    timesteps = stack.get("/api/1/timesteps", limit=100)["data"]
+    return True if str(dropped.timestep_id) in {timestep["timestep_id"] for timestep in timesteps} else None
+
+
+def test_the_archiver_announces_and_the_state_follows(stack: RunningStack) -> None:
+    dropped = drop(stack.data_dir)
+    key = stack.export(dropped)["key"]
+    archive = {
+        "path": f"images/{uuid4().hex}.tar",
+        "src_keys": [key, f"{stack.env['ARCHIVER_BUCKET']}/images/no/such.tar"],
+    }
+    answer = stack.post(
+        "/api/1/webhooks/surf-archiver", {"job_id": str(uuid4()), "date": "2026-11-23", "archives": [archive]}
+    )
+    assert answer.status_code == 202
+
+    def archived() -> bool | None:
+        return True if stack.get(f"/api/1/timesteps/{dropped.timestep_id}")["state"] == "archived" else None
+
+    eventually(archived, f"archived state of {dropped.timestep_id}")
+
+
+def test_broken_event_files_are_rejected_with_their_cause_and_stay(stack: RunningStack) -> None:
+    root = stack.data_dir
+    (root / "aretha" / "outside").mkdir(parents=True, exist_ok=True)
+    (root / "prince").mkdir(exist_ok=True)
+    (root / "prince" / "link").symlink_to(root / "aretha" / "outside")
+    broken = announce(root)
+    broken.write_text('{"timestep_id": ')
+    causes = {
+        broken: "not valid JSON",
+        announce(root, plate=None): "plate: Field required",
+        announce(root, img_dir="../aretha/outside"): "without '..'",
+        announce(root, img_dir="/etc"): "relative path",
+        announce(root, img_dir="link"): "symbolic link",
+        announce(root, img_dir="nowhere"): "nowhere can't be read: No such file or directory",
+    }
+    good = drop(root)
+    for event_file, cause in causes.items():
+        reason = stack.rejected(event_file)["reason"]
+        assert event_file.name in reason
+        assert cause in reason
+        assert event_file.exists()
+    assert_same_images(stack.export(good)["url"], good)
+
+
+def test_a_rejected_event_file_is_taken_in_once_it_is_mended(stack: RunningStack) -> None:
+    event_file = announce(stack.data_dir, position="left")
+    content = event_file.read_text()
+    stack.rejected(event_file)
+    event_file.write_text(content.replace('"left"', "7"))
+    timestep_id = json.loads(content)["timestep_id"]
+
+    def exported() -> bool | None:
+        exports = stack.get("/api/1/exports", limit=100)["data"]
+        return True if timestep_id in {export["timestep_id"] for export in exports} else None
+
+    eventually(exported, f"an export of {event_file}")
+    still = [one["event_file"] for one in stack.get("/api/1/rejected", limit=100)["data"]]
+    assert f"events/{event_file.name}" not in still
+
+
+def test_an_announced_directory_that_comes_later_is_taken_in(stack: RunningStack) -> None:
+    dropped = drop(stack.data_dir)
+    stack.export(dropped)
+    away = dropped.image_dir.with_name("comes-later")
+    event_file = announce(stack.data_dir, img_dir="comes-later", img_count=5)
+    stack.rejected(event_file)
+    dropped.image_dir.rename(away)
+    timestep_id = json.loads(event_file.read_text())["timestep_id"]
+
+    def state() -> str | None:
+        found = stack.get("/api/1/timesteps", limit=100)["data"]
+        return next(
+            (one["state"] for one in found if one["timestep_id"] == timestep_id and one["state"] == "uploaded"), None
+        )
+
+    eventually(state, f"an upload of {event_file}")
+
+
+def test_the_same_event_twice_is_one_timestep_and_another_content_is_a_conflict(stack: RunningStack) -> None:
+    dropped = drop(stack.data_dir)
+    stack.export(dropped)
+    event = json.loads(dropped.event_file.read_text())
+    same = dropped.event_file.with_name(f"again-{uuid4().hex}.json")
+    same.write_text(json.dumps(event, indent=8))
+    other = dropped.event_file.with_name(f"other-{uuid4().hex}.json")
+    other.write_text(json.dumps(event | {"position": 99}))
+    assert "announced before with other content" in stack.rejected(other)["reason"]
+    history = stack.get(f"/api/1/timesteps/{dropped.timestep_id}")["history"]
+    assert sorted(event["type"] for event in history if event["type"] != "event-file.rejected") == [
+        "timestep.ingested",
+        "timestep.uploaded",
+    ]
+    assert f"events/{same.name}" not in [one["event_file"] for one in stack.get("/api/1/rejected", limit=100)["data"]]
