@@ -149,7 +149,7 @@ def prefect_server(settings: Settings, home: Home, port: int, postgres: Postgres
         cwd=directory,
         ready=answers(f"http://{LOOPBACK}:{port}/api/health"),
         ready_timeout=120,
-        stop_timeout=3,
+        stop_timeout=4,
     )
 
 

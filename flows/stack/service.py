@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 LOG_LIMIT = 10_000_000  # bytes; a log that is longer moves to <name>.log.1
 LOG_TAIL = 25  # lines shown of the log of a service that did not start
+PROBE_INTERVAL = 0.2  # seconds
 KILL_TIMEOUT = 1  # seconds; a process that waits for a dead network mount cannot be killed
 TETHER = Path(__file__).with_name("tether.py")
 
@@ -46,7 +47,7 @@ class Service:
     ready: Callable[[], Awaitable[None]] = _at_once
     ready_timeout: float = 60
     stop_signal: signal.Signals = signal.SIGTERM
-    stop_timeout: float = 5
+    stop_timeout: float = 4
     orphan_signal: signal.Signals = signal.SIGKILL
 
 
@@ -82,7 +83,7 @@ class ServiceProcess:
                             return
                     except Exception as error:
                         problem = error
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(PROBE_INTERVAL)
         except TimeoutError:
             await self.stop()
             raise self._start_error(f"was not ready after {self.service.ready_timeout:g} s ({problem})") from problem

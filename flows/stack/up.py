@@ -3,11 +3,9 @@
 import asyncio
 import logging
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from pydantic import SecretStr
 from rich.console import Console
@@ -16,16 +14,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from blocks.settings import Settings
-from flows.stack.embedded import answers, has_object_storage, require_object_storage, start_servers
+from flows.stack.embedded import has_object_storage, require_object_storage, start_servers
+from flows.stack.entrypoints import api_url, entrypoints, init
 from flows.stack.environment import process_environment, shell_environment
 from flows.stack.home import Home
 from flows.stack.service import Service
 from flows.stack.supervisor import Supervisor
-
-ARCHIVER = (sys.executable, "-m", "flows.cli")
-INIT_TIMEOUT = 120.0
-STOP_TIMEOUT = 6.0  # of an entrypoint; with Prefect's 3 s and the servers' 5 s all have ended within 15 s
-STAYS_UP = 2.0  # an entrypoint without an address counts as ready when it runs this long
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Stack:
     @property
     def api_url(self) -> str:
         """The address of the REST gateway and of the web page."""
-        return _api_url(self.settings)
+        return api_url(self.settings)
 
     @property
     def docs_url(self) -> str:
@@ -80,10 +74,9 @@ async def running_stack(settings: Settings, *, trial: bool = False) -> AsyncIter
         async with Supervisor(home.directory("logs")) as supervisor:
             settings = await start_servers(await _with_defaults(settings, home), home, supervisor)
             env = process_environment(settings, own_object_storage=own_object_storage)
-            await supervisor.run(Service(name="init", argv=[*ARCHIVER, "init"], env=env, ready_timeout=INIT_TIMEOUT))
-            entrypoints = _entrypoints(settings, env)
-            await supervisor.start(*entrypoints.values())
-            stack = Stack(settings, shell_environment(settings), entrypoints, supervisor)
+            stack = Stack(settings, shell_environment(settings), entrypoints(settings, env), supervisor)
+            await supervisor.run(init(env))
+            await supervisor.start(*stack.entrypoints.values())
             home.write_env(stack.env)
             try:
                 yield stack
@@ -159,23 +152,3 @@ async def _with_defaults(settings: Settings, home: Home) -> Settings:
     wanted = settings.api_port if "api_port" in settings.model_fields_set else 0
     defaults["api_port"] = await home.port("api", host=settings.api_host, wanted=wanted)
     return settings.model_copy(update=defaults)
-
-
-def _entrypoints(settings: Settings, env: Mapping[str, str]) -> dict[str, Service]:
-    """The entrypoints as services of their own, by name."""
-    ready: dict[str, Callable[[], Awaitable[None]]] = {
-        "event-ingester": partial(asyncio.sleep, STAYS_UP),
-        "upload-worker": partial(asyncio.sleep, STAYS_UP),
-        "state-manager": partial(asyncio.sleep, STAYS_UP),
-        "api": answers(f"{_api_url(settings)}/health"),
-    }
-    return {
-        name: Service(name=name, argv=[*ARCHIVER, name], env=env, ready=probe, stop_timeout=STOP_TIMEOUT)
-        for name, probe in ready.items()
-    }
-
-
-def _api_url(settings: Settings) -> str:
-    # An address that means "all" is for binding; this machine reaches it by loopback.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"

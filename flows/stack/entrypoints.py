@@ -1,0 +1,81 @@
+"""The entrypoints as services: the same commands an operator would start by hand."""
+
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from blocks.settings import Settings
+from flows.stack.embedded import answers
+from flows.stack.service import Service
+
+ARCHIVER = (sys.executable, "-m", "flows.cli")
+WORKERS = ("event-ingester", "upload-worker", "state-manager")  # each serves the work pool of its name
+INIT_TIMEOUT = 180.0
+READY_TIMEOUT = 120.0
+STOP_TIMEOUT = 5.0
+
+
+class _Heartbeat:
+    """A worker is ready when Prefect has heard of it after it was started."""
+
+    def __init__(self, work_pool: str, prefect_api_url: str) -> None:
+        self._work_pool = work_pool
+        self._prefect_api_url = prefect_api_url
+        self._before: datetime | None = None
+
+    async def prepare(self) -> None:
+        """Remember the last heartbeat of the worker's former process."""
+        self._before = await self._last()
+
+    async def ready(self) -> None:
+        """Raise as long as there is no later one."""
+        if await self._last() == self._before:
+            raise TimeoutError(f"no heartbeat of a worker of the work pool {self._work_pool}")
+
+    async def _last(self) -> datetime | None:
+        with temporary_settings({PREFECT_API_URL: self._prefect_api_url}):
+            client = get_client()
+        async with client:
+            workers = await client.read_workers_for_work_pool(self._work_pool)
+        return max((worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time), default=None)
+
+
+def api_url(settings: Settings) -> str:
+    """The address at which this machine reaches the REST gateway."""
+    # An address that means "all" is for binding only.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
+
+
+def init(env: Mapping[str, str]) -> Service:
+    """`archiver init`, which ends when all that the entrypoints expect is there."""
+    return Service(name="init", argv=[*ARCHIVER, "init"], env=env, ready_timeout=INIT_TIMEOUT)
+
+
+def entrypoints(settings: Settings, env: Mapping[str, str]) -> dict[str, Service]:
+    """The services of all entrypoints by name; the settings must have nothing missing."""
+    services = {
+        "api": Service(
+            name="api",
+            argv=[*ARCHIVER, "api"],
+            env=env,
+            ready=answers(f"{api_url(settings)}/health"),
+            ready_timeout=READY_TIMEOUT,
+            stop_timeout=STOP_TIMEOUT,
+        )
+    }
+    for name in WORKERS:
+        heartbeat = _Heartbeat(name, str(settings.prefect_api_url))
+        services[name] = Service(
+            name=name,
+            argv=[*ARCHIVER, name],
+            env=env,
+            prepare=heartbeat.prepare,
+            ready=heartbeat.ready,
+            ready_timeout=READY_TIMEOUT,
+            stop_timeout=STOP_TIMEOUT,
+        )
+    return services
