@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from blocks.errors import ArchiverError
 from blocks.messages import LogEvent
 from blocks.settings import Settings
 
@@ -37,7 +38,7 @@ class UnreadableEntry(Exception):
     """An entry of the stream that is not one of our events; the message says why."""
 
 
-class GroupMissing(Exception):
+class GroupMissing(ArchiverError):
     """The stream was not set up; the message says how."""
 
 

@@ -170,6 +170,12 @@ class Ingested(EventData):
     event: ImagingEvent
 
     @property
+    def title(self) -> str:
+        """What an operator searches for: `prince 20261101_004 2026-11-23 10:42:07`, in UTC."""
+        time = self.event.timestamp.astimezone(UTC)
+        return f"{self.system} {self.event.experiment_id} {time:%Y-%m-%d %H:%M:%S}"
+
+    @property
     def digest(self) -> str:
         """Identifies what was announced: the system and the event, but not the file's name."""
         content = json.dumps([self.system, self.event.document()], sort_keys=True)
@@ -263,9 +269,7 @@ class Rejected(EventData):
         return (self.system, self.event_file, self.reason, self.fingerprint)
 
 
-DATA_TYPES: dict[str, type[EventData]] = {
-    data.type: data for data in (Ingested, Uploaded, Failed, Archived, Rejected)
-}
+DATA_TYPES: dict[str, type[EventData]] = {data.type: data for data in (Ingested, Uploaded, Failed, Archived, Rejected)}
 
 
 class LogEvent(BaseModel):

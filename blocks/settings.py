@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from blocks.errors import ArchiverError
 
-class MissingSetting(Exception):
+
+class MissingSetting(ArchiverError):
     """A setting that this entrypoint needs is not set; the message names it."""
 
 

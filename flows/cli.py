@@ -1,24 +1,20 @@
 """The `archiver` command."""
 
+# Each command imports what it needs by itself: the four entrypoints start at the same time, and
+# Prefect, boto3 and SQLAlchemy take seconds to import on a small machine.
+
 import asyncio
 import logging
 import os
 import sys
 from collections.abc import Coroutine
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-import uvicorn
-from prefect.client.orchestration import get_client
 
-from blocks.event_log import EventLog
-from blocks.settings import MissingSetting, get_settings
-from flows.dispatch import Runs, UploadDispatcher, consumer_name, keep_recording
-from flows.init import DeployFailed, initialize
-from flows.watch import Watcher
-from flows.worker import InProcessWorker, serve
+from blocks.errors import ArchiverError
+from blocks.settings import get_settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Moves timesteps to object storage.")
 
@@ -26,59 +22,40 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Mo
 @app.command()
 def init() -> None:
     """Migrations, consumer groups, directories, bucket, blocks, work pools, deployments. Repeatable."""
+    from flows.init import initialize
+
     initialize(get_settings())
 
 
 @app.command()
 def event_ingester() -> None:
     """Watch the systems' event files and take their timesteps in."""
+    from flows.watch import event_ingester
 
-    async def entrypoint() -> None:
-        settings = get_settings()
-        settings.require("data_dir", "prefect_api_url")
-        worker = InProcessWorker(work_pool_name="event-ingester", name=consumer_name("event-ingester"))
-        async with get_client() as client:
-            with closing(EventLog.from_settings(settings)) as log:
-                runs = Runs("ingest-timestep/event-ingester", client, worker.is_executing)
-                await serve(worker, Watcher(cast(Path, settings.data_dir), log, runs).run)
-
-    _run(entrypoint())
+    _run(event_ingester(get_settings()))
 
 
 @app.command()
 def upload_worker() -> None:
     """Upload the stream's timesteps to object storage."""
+    from flows.dispatch import upload_worker
 
-    async def entrypoint() -> None:
-        settings = get_settings()
-        settings.require("data_dir", "prefect_api_url")
-        worker = InProcessWorker(work_pool_name="upload-worker", name=consumer_name("upload-worker"))
-        async with get_client() as client:
-            with closing(EventLog.from_settings(settings)) as log:
-                runs = Runs("upload-timestep/upload-worker", client, worker.is_executing)
-                await serve(worker, UploadDispatcher(log, runs).run)
-
-    _run(entrypoint())
+    _run(upload_worker(get_settings()))
 
 
 @app.command()
 def state_manager() -> None:
     """Record the stream's events in the database."""
+    from flows.dispatch import state_manager
 
-    async def entrypoint() -> None:
-        settings = get_settings()
-        settings.require("database_url", "prefect_api_url")
-        worker = InProcessWorker(work_pool_name="state-manager", name=consumer_name("state-manager"))
-        async with get_client() as client:
-            with closing(EventLog.from_settings(settings)) as log:
-                await serve(worker, lambda: keep_recording(log, client))
-
-    _run(entrypoint())
+    _run(state_manager(get_settings()))
 
 
 @app.command()
 def api() -> None:
     """Serve the state over REST and as a web page."""
+    import uvicorn
+
     settings = get_settings()
     # By name, because the flows do not import the API.
     uvicorn.run("api.app:create_app", factory=True, host=settings.api_host, port=settings.api_port)
@@ -147,7 +124,7 @@ def main() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         app()
-    except (MissingSetting, DeployFailed) as error:
+    except ArchiverError as error:
         typer.secho(f"archiver: {error}", err=True, fg="red")
         sys.exit(2)
 

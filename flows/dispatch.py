@@ -6,12 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import Crashed
@@ -19,7 +20,8 @@ from redis.exceptions import RedisError
 
 from blocks.event_log import Entry, EventLog, UnreadableEntry
 from blocks.messages import Ingested
-from flows.upload import upload_run_name
+from blocks.settings import Settings
+from flows.worker import InProcessWorker, serve
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +152,7 @@ class UploadDispatcher:
         self._looked_at[entry.id] = time.monotonic()
         await self._runs.drive(
             key=f"{timestep.timestep_id}:{entry.id}",
-            name=upload_run_name(timestep),
+            name=f"upload {timestep.title}",
             parameters={"timestep": timestep.model_dump(mode="json"), "entry_id": entry.id},
             tags=[timestep.system, timestep.event.experiment_id],
         )
@@ -179,3 +181,30 @@ async def keep_recording(log: EventLog, client: PrefectClient, *, linger_seconds
         if run.state is None or not run.state.is_completed():
             logger.error("Flow run %s did not record its events: %s", run.name, run.state)
             await asyncio.sleep(5)
+
+
+async def upload_worker(settings: Settings) -> None:
+    """The entrypoint: dispatch the stream's timesteps, and execute upload runs, until a signal.
+
+    Raises:
+        MissingSetting: with what to set.
+    """
+    settings.require("data_dir", "prefect_api_url")
+    worker = InProcessWorker(work_pool_name="upload-worker", name=consumer_name("upload-worker"))
+    with closing(EventLog.from_settings(settings)) as log:
+        async with get_client() as client:
+            runs = Runs("upload-timestep/upload-worker", client, worker.is_executing)
+            await serve(worker, UploadDispatcher(log, runs).run)
+
+
+async def state_manager(settings: Settings) -> None:
+    """The entrypoint: have the stream's events recorded, and execute these runs, until a signal.
+
+    Raises:
+        MissingSetting: with what to set.
+    """
+    settings.require("database_url", "prefect_api_url")
+    worker = InProcessWorker(work_pool_name="state-manager", name=consumer_name("state-manager"))
+    with closing(EventLog.from_settings(settings)) as log:
+        async with get_client() as client:
+            await serve(worker, lambda: keep_recording(log, client))

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from blocks.database import migrate
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
+from blocks.database import migrate
+from blocks.errors import ArchiverError
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
 
 
-class DeployFailed(Exception):
+class DeployFailed(ArchiverError):
     """`prefect deploy` failed; the message is what it printed."""
 
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run as current_run
@@ -20,12 +21,6 @@ from blocks.settings import Settings, get_settings
 STAGE = "upload-worker"
 OBJECT_STORE = "archive"  # name of the ObjectStore block
 UPLOAD_DELAYS = [2.0, 10.0, 30.0, 60.0]
-
-
-def upload_run_name(timestep: Ingested) -> str:
-    """What an operator searches for: `upload prince 20261101_004 2026-11-23 10:42:07` (UTC)."""
-    event = timestep.event
-    return f"upload {timestep.system} {event.experiment_id} {event.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def upload(timestep: Ingested, settings: Settings, store: ObjectStore) -> Uploaded:
@@ -66,7 +61,7 @@ async def upload_and_prove(timestep: Ingested) -> Uploaded:
     return await asyncio.to_thread(upload, timestep, settings, store)
 
 
-@flow(name="upload-timestep", persist_result=False)
+@flow(name="upload-timestep", flow_run_name="upload {timestep.title}", persist_result=False)
 async def upload_timestep(timestep: Ingested, entry_id: str | None = None) -> None:
     """Upload an ingested timestep and say so in the stream; safe to run again at any time.
 
@@ -75,6 +70,7 @@ async def upload_timestep(timestep: Ingested, entry_id: str | None = None) -> No
         entry_id: its entry in the stream, acknowledged when the outcome is in the stream.
     """
     get_settings().require("data_dir")
+    run_id = UUID(current_run.id)
     with closing(EventLog.from_settings(get_settings())) as log:
         try:
             uploaded = await upload_and_prove(timestep)
@@ -85,12 +81,12 @@ async def upload_timestep(timestep: Ingested, entry_id: str | None = None) -> No
                 stage="upload",
                 reason=f"{type(error).__name__}: {error}",
                 event=timestep.event,
-                flow_run_id=current_run.id,
+                flow_run_id=run_id,
                 attempt=current_run.run_count,
             )
             await asyncio.to_thread(conclude, failed, entry_id, log)
             raise
-        await asyncio.to_thread(conclude, uploaded.model_copy(update={"flow_run_id": current_run.id}), entry_id, log)
+        await asyncio.to_thread(conclude, uploaded.model_copy(update={"flow_run_id": run_id}), entry_id, log)
     seconds = (uploaded.proof.verified_at - uploaded.started_at).total_seconds()
     get_run_logger().info("%s: %d bytes in %.1f s, proven", uploaded.key, uploaded.size, seconds)
 

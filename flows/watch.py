@@ -4,10 +4,13 @@ import asyncio
 import hashlib
 import logging
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import httpx
+from prefect.client.orchestration import get_client
 from redis.exceptions import RedisError
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
@@ -17,7 +20,9 @@ from watchdog.observers.polling import PollingObserver
 from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagingSystem
 from blocks.messages import ImagingEvent, InvalidEventFile
-from flows.dispatch import LOOK_AGAIN_SECONDS, NoProgress, Runs
+from blocks.settings import Settings
+from flows.dispatch import LOOK_AGAIN_SECONDS, NoProgress, Runs, consumer_name
+from flows.worker import InProcessWorker, serve
 
 logger = logging.getLogger(__name__)
 
@@ -200,13 +205,27 @@ class Watcher:
         try:
             await self._runs.drive(
                 key=f"{subject}:{hashlib.sha256(looks.encode()).hexdigest()[:16]}",
-                name=f"ingest {view.system.name} {event_file.removeprefix('events/')}",
+                name=f"ingest {view.system.name} {event_file}",
                 parameters={"system": view.system.name, "event_file": event_file},
                 tags=[view.system.name, *([event.experiment_id] if event else [])],
             )
         except NoProgress:
             logger.exception("%s/%s stays where it is", view.system.name, event_file)
         pending.driven = time.monotonic()
+
+
+async def event_ingester(settings: Settings) -> None:
+    """The entrypoint: watch event files, and execute the runs they get, until a signal.
+
+    Raises:
+        MissingSetting: with what to set.
+    """
+    settings.require("data_dir", "prefect_api_url")
+    worker = InProcessWorker(work_pool_name="event-ingester", name=consumer_name("event-ingester"))
+    with closing(EventLog.from_settings(settings)) as log:
+        async with get_client() as client:
+            runs = Runs("ingest-timestep/event-ingester", client, worker.is_executing)
+            await serve(worker, Watcher(cast(Path, settings.data_dir), log, runs).run)
 
 
 def _stop(observer: BaseObserver | None) -> None:

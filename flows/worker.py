@@ -65,7 +65,10 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
 
     async def _load(self, flow_run: FlowRun) -> Flow[..., Any]:
         deployment = await self.client.read_deployment(cast(UUID, flow_run.deployment_id))
-        return load_flow_from_entrypoint(cast(str, deployment.entrypoint), use_placeholder_flow=False)
+        # In a thread, because the first run of a flow imports all that it needs.
+        return await asyncio.to_thread(
+            load_flow_from_entrypoint, cast(str, deployment.entrypoint), use_placeholder_flow=False
+        )
 
 
 async def serve(worker: InProcessWorker, *companions: Callable[[], Coroutine[Any, Any, None]]) -> None:
