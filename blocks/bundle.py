@@ -189,7 +189,7 @@ class BundleReader(io.RawIOBase):
         self._pieces = self._open_pieces()
         self._read_piece: Callable[[memoryview], int] = io.BytesIO().readinto
         self._left = 0
-        self._finished = False
+        self._done = 0
 
     @property
     def sha256(self) -> str:
@@ -207,7 +207,7 @@ class BundleReader(io.RawIOBase):
         ]
 
     def _require_end(self) -> None:
-        if not self._finished:
+        if self._done < self.bundle.size:
             raise ValueError("the bundle was not read to its end")
 
     def readable(self) -> bool:
@@ -226,6 +226,7 @@ class BundleReader(io.RawIOBase):
         view = memoryview(buffer).cast("B")[: min(self._left, _READ_BYTES)]
         count = self._read_piece(view)
         self._left -= count
+        self._done += count
         self._whole.update(view[:count])
         if self._member is not None:
             self._member.update(view[:count])
@@ -247,7 +248,6 @@ class BundleReader(io.RawIOBase):
             yield io.BytesIO(bytes(member.padding)).readinto, member.padding
         ending = self.bundle.size - self.bundle.members[-1].end
         yield io.BytesIO(bytes(ending)).readinto, ending
-        self._finished = True
 
 
 def _header(name: str, size: int, mtime_ns: int) -> bytes:
