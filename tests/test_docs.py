@@ -1,0 +1,34 @@
+"""What isn't documented doesn't exist: settings, commands and routes are in the documentation."""
+
+from pathlib import Path
+
+import pytest
+import typer.main
+from fastapi.routing import APIRoute
+
+from api.app import create_app
+from blocks.settings import Settings
+from flows.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"| `{Settings.variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_group(app).commands))
+def test_every_command_is_documented(command: str) -> None:
+    assert f"archiver {command}" in DOCS
+
+
+def test_every_route_is_in_the_readme() -> None:
+    routes = [
+        route for route in create_app(Settings()).routes if isinstance(route, APIRoute) and route.include_in_schema
+    ]
+    assert len(routes) > 5
+    missing = [route.path for route in routes if f"`{route.path}`" not in README]
+    assert not missing
