@@ -1,5 +1,6 @@
 """The settings of every entrypoint, read from the environment."""
 
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,10 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(None, description="Bearer token readers of the API must send, when set.")
     api_host: str = Field("127.0.0.1", description="Address the API binds to.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
+    consumer: str = Field(
+        default_factory=socket.gethostname,
+        description="Name under which this process reads the stream; must be the same after a restart.",
+    )
     aws_access_key_id: str | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr | None = Field(None, validation_alias="AWS_SECRET_ACCESS_KEY")
     aws_endpoint_url: str | None = Field(None, validation_alias="AWS_ENDPOINT_URL")

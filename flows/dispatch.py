@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -20,7 +18,7 @@ from redis.exceptions import RedisError
 
 from blocks.event_log import Entry, EventLog, UnreadableEntry
 from blocks.messages import Ingested
-from blocks.settings import Settings
+from blocks.settings import Settings, get_settings
 from flows.worker import InProcessWorker, serve
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class NoProgress(Exception):
 
 def consumer_name(entrypoint: str) -> str:
     """Stable across restarts, so that a restarted process finds what it held."""
-    return f"{entrypoint}@{os.environ.get('ARCHIVER_CONSUMER', socket.gethostname())}"
+    return f"{entrypoint}@{get_settings().consumer}"
 
 
 class Runs:
