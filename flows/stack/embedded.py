@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import httpx
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from blocks.settings import MissingSetting, Settings
 from flows.stack.environment import process_environment
@@ -96,7 +98,9 @@ save ""
     )
 
     async def ready() -> None:
-        async with Redis(host=LOOPBACK, port=port, password=password, socket_timeout=3) as client:
+        async with Redis(
+            host=LOOPBACK, port=port, password=password, socket_timeout=3, retry=Retry(NoBackoff(), 0)
+        ) as client:
             await client.ping()
 
     try:
