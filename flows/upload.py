@@ -8,35 +8,44 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, task
 from prefect.runtime import flow_run as current_run
 
 from blocks.bundle import Bundle
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
-from blocks.messages import Failed, Ingested, LogEvent, Uploaded
+from blocks.lease import hold
+from blocks.messages import Failed, Ingested, InvalidEventFile, LogEvent, Uploaded
+from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
+from blocks.upload_journal import RedisJournal
 
 STAGE = "upload-worker"
 OBJECT_STORE = "archive"  # name of the ObjectStore block
 UPLOAD_DELAYS = [2.0, 10.0, 30.0, 60.0]
 
 
-def upload(timestep: Ingested, settings: Settings, store: ObjectStore) -> Uploaded:
+def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: EventLog) -> Uploaded:
     """Stream a timestep's images into one object and prove what is there.
 
-    The same timestep gives the same bytes under the same key, so doing it again is harmless.
+    The same timestep gives the same bytes under the same key, so doing it again is harmless: what is
+    there already is recognised, and what an attempt that died has sent is not sent again.
 
     Raises:
         ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
+        KeyTaken: when something else is stored under the timestep's key.
+        LeaseTaken: while another process uploads the same timestep.
     """
     started_at = datetime.now(UTC)
     system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
     directory = system.check_images(timestep.event)
     metadata = json.dumps({"system": timestep.system, **timestep.event.document()}, indent=2, sort_keys=True)
     bundle = Bundle.of(directory, metadata.encode())
-    stored = store.upload(bundle, timestep.event.key, timestep.timestep_id)
+    key = timestep.event.key
+    with hold(log.redis, f"{log.stream}:lease:{key}") as lease:
+        journal = RedisJournal(log.redis, store.bucket_name)
+        stored = store.upload(bundle, key, timestep.timestep_id, journal, lease.check)
     return Uploaded(
         timestep_id=timestep.timestep_id,
         system=timestep.system,
@@ -53,12 +62,22 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore) -> Upload
     )
 
 
-@task(task_run_name="upload {timestep.event.key}", retries=len(UPLOAD_DELAYS), retry_delay_seconds=UPLOAD_DELAYS)
+async def _may_pass(_task: object, _run: object, state: State[object]) -> bool:
+    return not isinstance(await state.aresult(raise_on_failure=False), InvalidEventFile | KeyTaken)
+
+
+@task(
+    task_run_name="upload {timestep.event.key}",
+    retries=len(UPLOAD_DELAYS),
+    retry_delay_seconds=UPLOAD_DELAYS,
+    retry_condition_fn=_may_pass,
+)
 async def upload_and_prove(timestep: Ingested) -> Uploaded:
     """Retries what may pass by itself: the network, the storage, a share that is away."""
     settings = get_settings()
     store = await ObjectStore.aload(OBJECT_STORE)
-    return await asyncio.to_thread(upload, timestep, settings, store)
+    with closing(EventLog.from_settings(settings)) as log:
+        return await asyncio.to_thread(upload, timestep, settings, store, log)
 
 
 @flow(name="upload-timestep", flow_run_name="upload {timestep.title}", persist_result=False)
