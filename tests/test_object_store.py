@@ -1,55 +1,30 @@
-"""The object store against moto's S3 server, over HTTP."""
+"""Bundles in the object store, over moto and over a RADOS Gateway."""
 
+import asyncio
 import hashlib
-import random
 import subprocess
+import time
 import urllib.request
-from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pydantic import SecretStr
 
-from blocks.bundle import Bundle
+from blocks.bundle import Bundle, SourceChanged
 from blocks.object_store import KeyTaken, NotStored, ObjectStore, ObjectStoreError
 from blocks.settings import MissingSetting, Settings
-
-TIMESTEP = UUID("6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1")
-KEY = "images/20261123_004/20261123/104207_6a0ecf0c.tar"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+from tests.conftest import make_store
+from tests.images import KEY, SEVERAL_PARTS, TIMESTEP, make_images
+from tests.rados_gateway import RadosGateway
 
 
 @pytest.fixture
-def store(endpoint: str) -> ObjectStore:
-    settings = Settings(
-        bucket=f"timesteps-{uuid4().hex[:8]}",
-        AWS_ENDPOINT_URL=endpoint,
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY=SecretStr("test-secret"),
-    )
-    store = ObjectStore.from_settings(settings).model_copy(update={"part_size": 5 << 20})
-    store.ensure_bucket()
-    return store
+def store(any_s3: str) -> ObjectStore:
+    return make_store(any_s3)
 
 
-def make_images(directory: Path, sizes: list[int]) -> Path:
-    (directory / "Img").mkdir(parents=True)
-    for number, size in enumerate(sizes):
-        (directory / "Img" / f"Img_r{number:02}_c00.tif").write_bytes(random.Random(number).randbytes(size))
-    return directory
-
-
-@pytest.mark.parametrize("sizes", [[70_000, 0, 12], [4 << 20] * 5 + [123]], ids=["single request", "many parts"])
+@pytest.mark.parametrize("sizes", [[70_000, 0, 12], SEVERAL_PARTS], ids=["single request", "many parts"])
 def test_an_uploaded_bundle_is_a_tar_that_proves_its_images(
     store: ObjectStore, tmp_path: Path, sizes: list[int]
 ) -> None:
@@ -71,7 +46,7 @@ def test_an_uploaded_bundle_is_a_tar_that_proves_its_images(
         original = (source / image.name).read_bytes()
         assert (unpacked / image.name).read_bytes() == original
         assert b"".join(store.read_range(KEY, image.offset, image.offset + image.size)) == original
-    assert store.verify(KEY, stored.images) == []
+    assert store.verify(KEY, stored.images, stored.sha256) == []
 
 
 def test_a_stored_bundle_is_recognised_and_not_sent_again(store: ObjectStore, tmp_path: Path) -> None:
@@ -102,17 +77,22 @@ def test_verify_tells_what_differs(store: ObjectStore, tmp_path: Path) -> None:
     content[stored.images[1].offset] ^= 1
     store.client.put_object(Bucket=store.bucket_name, Key=KEY, Body=bytes(content))
 
-    (difference,) = store.verify(KEY, stored.images)
+    assert store.verify(KEY, stored.images[:1]) == []
+    image, whole = store.verify(KEY, stored.images, stored.sha256)
 
-    assert stored.images[1].name in difference
+    assert stored.images[1].name in image
+    assert stored.sha256 in whole
+    store.client.put_object(Bucket=store.bucket_name, Key=KEY, Body=bytes(content[: stored.images[1].offset + 1]))
+    (missing,) = store.verify(KEY, stored.images)
+    assert "is missing" in missing
 
 
-def test_what_is_not_there_is_said(store: ObjectStore, endpoint: str) -> None:
+def test_what_is_not_there_is_said(store: ObjectStore, any_s3: str) -> None:
     assert store.head("missing") is None
     with pytest.raises(NotStored, match="missing"):
         list(store.read_range("missing", 0, 1))
     elsewhere = store.model_copy(update={"bucket_name": "no-such-bucket"})
-    with pytest.raises(ObjectStoreError, match=f"no-such-bucket at {endpoint}.*does not exist"):
+    with pytest.raises(ObjectStoreError, match=f"no-such-bucket at {any_s3}.*does not exist"):
         elsewhere.check()
 
 
@@ -120,3 +100,64 @@ def test_keys_are_required() -> None:
     settings = Settings(AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None)
     with pytest.raises(MissingSetting, match="AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"):
         ObjectStore.from_settings(settings)
+
+
+def test_a_source_that_changes_while_it_is_read_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
+    source = make_images(tmp_path / "source", SEVERAL_PARTS)
+    bundle = Bundle.of(source, b"{}")
+    changed = source / "Img" / "Img_r04_c00.tif"
+    changed.write_bytes(changed.read_bytes() + b"more")
+
+    with pytest.raises(SourceChanged, match=changed.name):
+        store.upload(bundle, KEY, TIMESTEP)
+
+    assert store.head(KEY) is None
+    assert "Uploads" not in store.client.list_multipart_uploads(Bucket=store.bucket_name)
+
+
+def test_abandoned_uploads_are_aborted_after_a_while(rados_gateway: RadosGateway) -> None:
+    store = make_store(rados_gateway.url)
+    store.client.create_multipart_upload(Bucket=store.bucket_name, Key=KEY)
+    assert store.abort_abandoned(timedelta(hours=1)) == []
+    assert store.abort_abandoned(timedelta(seconds=-60)) == [KEY]
+    assert store.abort_abandoned(timedelta(seconds=-60)) == []
+
+
+def test_the_rule_against_incomplete_uploads_leaves_other_rules_alone(store: ObjectStore) -> None:
+    other = {"ID": "other", "Filter": {"Prefix": "logs/"}, "Status": "Enabled", "Expiration": {"Days": 3}}
+    store.client.put_bucket_lifecycle_configuration(
+        Bucket=store.bucket_name,
+        LifecycleConfiguration={"Rules": [other]},  # type: ignore[list-item]
+    )
+    store.expire_incomplete_uploads(days=5)
+    store.expire_incomplete_uploads(days=7)
+
+    rules = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket_name)["Rules"]
+
+    days = {rule["ID"]: rule.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation") for rule in rules}
+    assert days == {"other": None, "abort-incomplete-uploads": 7}
+
+
+def test_tags_are_read_and_written(store: ObjectStore) -> None:
+    store.client.put_object(Bucket=store.bucket_name, Key=KEY, Body=b"")
+    assert store.tags(KEY) == {}
+    store.put_tags(KEY, {"archived": "true"})
+    assert store.tags(KEY) == {"archived": "true"}
+
+
+def test_it_works_inside_an_event_loop(store: ObjectStore, tmp_path: Path) -> None:
+    bundle = Bundle.of(make_images(tmp_path / "source", [1000]), b"{}")
+
+    async def upload() -> int:
+        return store.upload(bundle, KEY, TIMESTEP).size
+
+    assert asyncio.run(upload()) == bundle.size
+
+
+def test_the_rate_limit_holds(store: ObjectStore, tmp_path: Path) -> None:
+    bundle = Bundle.of(make_images(tmp_path / "source", SEVERAL_PARTS), b"{}")
+    limited = store.model_copy(update={"bytes_per_second": 15_000_000})
+    started = time.monotonic()
+    limited.upload(bundle, KEY, TIMESTEP)
+    # All but the last chunks have had to wait for those before them.
+    assert time.monotonic() - started > 0.9 * bundle.size / 15_000_000

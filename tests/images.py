@@ -1,0 +1,21 @@
+"""Directories of images for tests, with random content that a seed fixes."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+TIMESTEP = UUID("6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1")
+KEY = "images/20261123_004/20261123/104207_6a0ecf0c.tar"
+
+MIB = 1 << 20
+# A bundle of four parts of 5 MiB and a shorter one.
+SEVERAL_PARTS = [4 * MIB] * 5 + [123]
+
+
+def make_images(directory: Path, sizes: Sequence[int]) -> Path:
+    """Write `Img/Img_r00_c00.tif` and so on, of the given sizes in bytes."""
+    (directory / "Img").mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        (directory / "Img" / f"Img_r{number:02}_c00.tif").write_bytes(random.Random(number).randbytes(size))
+    return directory
