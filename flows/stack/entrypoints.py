@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -28,7 +30,9 @@ class _Heartbeat:
 
     async def prepare(self) -> None:
         """Remember the last heartbeat of the worker's former process."""
-        self._before = await self._last()
+        # Prefect itself may be away just now; the worker then waits for it.
+        with suppress(httpx.HTTPError):
+            self._before = await self._last()
 
     async def ready(self) -> None:
         """Raise as long as there is no later one."""

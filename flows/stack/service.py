@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from blocks.errors import ArchiverError
+
 logger = logging.getLogger(__name__)
 
 LOG_LIMIT = 10_000_000  # bytes; a log that is longer moves to <name>.log.1
@@ -21,7 +23,7 @@ KILL_TIMEOUT = 1  # seconds; a process that waits for a dead network mount canno
 TETHER = Path(__file__).with_name("tether.py")
 
 
-class StartError(Exception):
+class StartError(ArchiverError):
     """A part of the stack did not start; the message holds the end of its log."""
 
 
@@ -70,7 +72,7 @@ class ServiceProcess:
         """Start the process and wait until it is ready.
 
         Raises:
-            StartError: it ended, or was not ready in time (it is then stopped).
+            StartError: it could not be prepared, ended, or was not ready in time (it is then stopped).
         """
         await self._spawn()
         problem: Exception | None = None
@@ -140,7 +142,10 @@ class ServiceProcess:
             self._log_start = 0
 
     async def _spawn(self) -> None:
-        await self.service.prepare()
+        try:
+            await self.service.prepare()
+        except (OSError, ValueError) as error:
+            raise StartError(f"{self.service.name} could not be prepared: {error}") from error
         self.trim_log()
         with self.log.open("ab") as log:
             log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z} {self.service.name} starts\n".encode())

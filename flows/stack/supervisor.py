@@ -60,6 +60,7 @@ class Supervisor:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         for process in stage:
+            logger.info("%s runs", process.service.name)
             self._keepers[process.service.name] = asyncio.create_task(self._keep(process))
 
     async def run(self, service: Service) -> None:

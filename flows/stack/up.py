@@ -1,7 +1,6 @@
 """`archiver up`: the servers that are missing, then the entrypoints, until a signal."""
 
 import asyncio
-import logging
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.panel import Panel
 from rich.table import Table
 
@@ -91,10 +89,6 @@ async def up(settings: Settings, *, trial: bool = False) -> None:
         MissingSetting, StartError: see `running_stack`.
     """
     console = Console()
-    logger = logging.getLogger("flows.stack")
-    logger.addHandler(RichHandler(console=console, show_path=False))
-    logger.setLevel(logging.INFO)
-
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     stopping = asyncio.Event()
 
