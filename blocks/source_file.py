@@ -56,7 +56,11 @@ class SourceFile:
         with io.FileIO(handle) as file:
             self._compare(os.fstat(handle))
             yield file
-            self._compare(os.fstat(handle))
+            # By its path: another file may have taken its place while this one was read.
+            try:
+                self._compare(os.lstat(self.path))
+            except FileNotFoundError as error:
+                raise SourceChanged(f"{self.path} vanished while it was read") from error
 
     def read_into(self, file: io.FileIO, view: memoryview) -> int:
         """Read at least one byte of the opened file into `view`; returns how many.
