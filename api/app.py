@@ -1,0 +1,62 @@
+"""The REST gateway and its page."""
+
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from api import webhook
+from api.deps import Services, require_reader
+from api.problems import answer_with_problems, documented
+from api.routes import health, rejected, timesteps
+from blocks.settings import MissingSetting, Settings, get_settings
+
+_DESCRIPTION = """
+Where every timestep is: announced by its microscope, in object storage, on tape.
+
+Lists answer `{"count", "data", "next"}`; send `next` as `cursor` to get the page behind.
+Times without an offset are taken for UTC. Errors are problem documents (RFC 9457).
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; `uvicorn --factory api.app:create_app` serves it with the settings of the environment.
+
+    Raises:
+        MissingSetting: when something is not set that it needs, or must not be without.
+    """
+    settings = settings or get_settings()
+    if settings.api_token is None and not _is_loopback(settings.api_host):
+        raise MissingSetting(
+            f"not set: ARCHIVER_API_TOKEN. Without it the API serves this machine only, "
+            f"but ARCHIVER_API_HOST is {settings.api_host!r}"
+        )
+    services = Services.from_settings(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.close()
+
+    app = FastAPI(title="Timestep archiver", version="1", description=_DESCRIPTION, lifespan=lifespan)
+    app.state.services = services
+    reading = APIRouter(
+        dependencies=[Depends(require_reader)],
+        responses=documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+    )
+    for module in (timesteps, rejected):
+        reading.include_router(module.router)
+    app.include_router(reading, prefix="/api/1")
+    app.include_router(webhook.router, prefix="/api/1")
+    app.include_router(health.router)
+    answer_with_problems(app)
+    return app
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,117 @@
+"""What the routes depend on, as types."""
+
+import hashlib
+import hmac
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Self, cast
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from api.problems import Problem
+from blocks.database import create_engine
+from blocks.event_log import EventLog
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+
+COOKIE = "archiver"
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the API talks to. Nothing of it connects before the first use."""
+
+    settings: Settings
+    engine: Engine
+    log: EventLog
+    store: ObjectStore
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """All of it.
+
+        Raises:
+            MissingSetting: with the environment variables to set.
+        """
+        settings.require("database_url", "redis_url", "aws_access_key_id", "aws_secret_access_key")
+        return cls(
+            settings=settings,
+            # Only the state-manager writes; PostgreSQL makes sure that we don't.
+            engine=create_engine(settings).execution_options(postgresql_readonly=True),
+            log=EventLog.from_settings(settings),
+            store=ObjectStore.from_settings(settings),
+        )
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+        self.log.close()
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def _session(services: ServicesDep) -> Iterator[Session]:
+    with Session(services.engine) as session:
+        yield session
+
+
+def _store(services: ServicesDep) -> ObjectStore:
+    return services.store
+
+
+SessionDep = Annotated[Session, Depends(_session)]
+StoreDep = Annotated[ObjectStore, Depends(_store)]
+
+_reader_token = HTTPBearer(auto_error=False, scheme_name="reader", description="ARCHIVER_API_TOKEN, where it is set.")
+_webhook_token = HTTPBearer(auto_error=False, scheme_name="surf-archiver", description="ARCHIVER_WEBHOOK_TOKEN.")
+ReaderToken = Annotated[HTTPAuthorizationCredentials | None, Depends(_reader_token)]
+WebhookToken = Annotated[HTTPAuthorizationCredentials | None, Depends(_webhook_token)]
+
+
+def is_token(value: str, token: SecretStr) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(value.encode(errors="replace"), token.get_secret_value().encode())
+
+
+def cookie_value(token: SecretStr) -> str:
+    """What a signed-in browser keeps: proves the token without being it."""
+    return hmac.digest(token.get_secret_value().encode(), b"signed in to the archiver", hashlib.sha256).hex()
+
+
+def is_signed_in(request: Request, settings: Settings) -> bool:
+    """Whether the page may be shown to this browser."""
+    token = settings.api_token
+    return token is None or is_token(request.cookies.get(COOKIE, ""), SecretStr(cookie_value(token)))
+
+
+def require_reader(request: Request, services: ServicesDep, sent: ReaderToken) -> None:
+    """Let those read who send the token, or signed in on the page."""
+    token = services.settings.api_token
+    if token is None or (sent and is_token(sent.credentials, token)) or is_signed_in(request, services.settings):
+        return
+    raise Problem(
+        HTTPStatus.UNAUTHORIZED, "Send the API's token: Authorization: Bearer <token>.", {"WWW-Authenticate": "Bearer"}
+    )
+
+
+def require_surf_archiver(services: ServicesDep, sent: WebhookToken) -> None:
+    """Let in who sends the webhook's token."""
+    token = services.settings.webhook_token
+    if token is None:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The webhook is closed until ARCHIVER_WEBHOOK_TOKEN is set.")
+    if not (sent and is_token(sent.credentials, token)):
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "Send the webhook's token: Authorization: Bearer <token>.",
+            {"WWW-Authenticate": "Bearer"},
+        )

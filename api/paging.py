@@ -1,0 +1,130 @@
+"""Pages of a list, by a cursor that says where the last one ended.
+
+A page begins behind the last row of the one before, whatever was added meanwhile, and costs the
+same wherever it is. Offsets can do neither.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from sqlalchemy import ColumnElement, Select, func, tuple_
+from sqlalchemy.orm import Mapped
+from sqlmodel import Session, select
+
+from api.problems import Problem
+
+T = TypeVar("T")
+
+# Counting is not worth more than this.
+COUNT_LIMIT = 10_000
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be in a year from 1 to 9999") from None
+
+
+# A point in time; without an offset it is taken for UTC.
+Instant = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class Paging(BaseModel):
+    """Which part of a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(100, ge=1, le=500, description="At most so many rows.")
+    cursor: str | None = Field(None, max_length=1000, description="`next` of the page before, of the same query.")
+
+    def scope(self, path: str) -> str:
+        """Names the query that a cursor belongs to."""
+        query = self.model_dump_json(exclude={"limit", "cursor"})
+        return hashlib.sha256(f"{path} {query}".encode()).hexdigest()[:16]
+
+
+class Page(BaseModel, Generic[T]):
+    """One page of a list."""
+
+    count: int | None = Field(description=f"Rows on all pages; null when there are more than {COUNT_LIMIT:,}.")
+    data: list[T]
+    next: str | None = Field(description="Cursor of the next page; null on the last one.")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A stable order: the last of its columns is unique, together with what the query is limited to."""
+
+    columns: Sequence[Mapped[Any]]
+    names: Sequence[str]  # of the same, in a row
+    types: Sequence[Any]
+    descending: bool = True
+
+    def behind(self, values: Sequence[object]) -> ColumnElement[bool]:
+        """The rows behind the one with these values."""
+        here = tuple_(*self.columns)
+        there = tuple_(*values)
+        return here < there if self.descending else here > there
+
+    def by(self) -> list[ColumnElement[Any]]:
+        """For ORDER BY."""
+        return [column.desc() if self.descending else column.asc() for column in self.columns]
+
+    def read(self, cursor: str, scope: str) -> list[object]:
+        """The values in a cursor.
+
+        Raises:
+            Problem: when it is not one of ours, or of another query.
+        """
+        try:
+            padded = cursor + "=" * (-len(cursor) % 4)
+            of, *values = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+            position = [TypeAdapter(kind).validate_python(v) for kind, v in zip(self.types, values, strict=True)]
+        except (ValueError, TypeError, ValidationError, RecursionError):
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor: it is not one that this API gave.") from None
+        if of != scope:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor: it belongs to another query.")
+        return position
+
+    def write(self, row: Any, scope: str) -> str:
+        """The cursor that says: behind this row."""
+        values = [
+            TypeAdapter(kind).dump_python(getattr(row, name), mode="json")
+            for kind, name in zip(self.types, self.names, strict=True)
+        ]
+        return base64.urlsafe_b64encode(json.dumps([scope, *values]).encode()).decode().rstrip("=")
+
+
+def fetch_page(
+    session: Session, rows: Select[Any], order: Order, paging: Paging, path: str, show: Callable[[Any], T]
+) -> Page[T]:
+    """Fetch the page of `rows` that was asked for.
+
+    Args:
+        rows: what the list is of, without an order.
+        path: names the list, so that no cursor is taken for one of another list.
+        show: makes of a row what is answered.
+
+    Raises:
+        Problem: when the cursor makes no sense.
+    """
+    scope = paging.scope(path)
+    counted = select(func.count()).select_from(rows.limit(COUNT_LIMIT + 1).subquery())
+    count = session.exec(counted).one()
+    if paging.cursor:
+        rows = rows.where(order.behind(order.read(paging.cursor, scope)))
+    found = session.execute(rows.order_by(*order.by()).limit(paging.limit + 1)).all()
+    page = [row[0] if len(row) == 1 else row for row in found[: paging.limit]]
+    return Page(
+        count=count if count <= COUNT_LIMIT else None,
+        data=[show(row) for row in page],
+        next=order.write(page[-1], scope) if len(found) > paging.limit else None,
+    )

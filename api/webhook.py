@@ -1,0 +1,107 @@
+"""surf-archiver says here what it has put on tape."""
+
+import asyncio
+import logging
+from http import HTTPStatus
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session, col, select
+
+from api.deps import Services, ServicesDep, require_surf_archiver
+from api.problems import Problem, documented
+from blocks.messages import LogEvent
+from blocks.surf_archiver import InvalidNotice, Notice, Reading, read_notice
+from blocks.tables import Timestep
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(tags=["surf-archiver"], dependencies=[Depends(require_surf_archiver)])
+
+MAX_BODY_BYTES = 8 << 20
+SOURCE = "surf-archiver"
+
+
+class Receipt(BaseModel):
+    """What became of a notice."""
+
+    matched: list[str] = Field(description="Keys of known timesteps.")
+    unknown: list[str] = Field(description="Keys nobody knows as yet. They are kept, and applied once somebody does.")
+    refused: list[str] = Field(description="Entries that make no sense, and why. The others are not affected.")
+
+
+_EXAMPLE = {
+    "job_id": "0d9a7c1e-3f5b-4a57-9a55-7f3f0f1f2a3b",
+    "date": "2026-11-23",
+    "archives": [
+        {
+            "path": "images/20261101_004/20261123.tar",
+            "src_keys": ["timesteps/images/20261101_004/20261123/104207_6a0ecf0c.tar"],
+        }
+    ],
+}
+
+
+@router.post(
+    "/webhooks/surf-archiver",
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Objects were put into archives on tape",
+    responses=documented(
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    ),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": Notice.model_json_schema(), "example": _EXAMPLE}},
+        }
+    },
+)
+async def surf_archiver(request: Request, services: ServicesDep) -> Receipt:
+    """Append it to the stream; the state-manager applies it. Sending a notice again is harmless."""
+    content = await _read_body(request)
+    try:
+        reading = read_notice(content, services.settings.bucket)
+    except InvalidNotice as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"This is not a notice of surf-archiver: {error}.") from error
+    return await asyncio.to_thread(_append, reading, services)
+
+
+async def _read_body(request: Request) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY_BYTES:
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A notice has at most {MAX_BODY_BYTES} bytes.")
+    return bytes(content)
+
+
+def _append(reading: Reading, services: Services) -> Receipt:
+    known = _known_timesteps([notice.key for notice in reading.archived], services)
+    receipt = Receipt(matched=[], unknown=[], refused=reading.refused)
+    for notice in reading.archived:
+        timestep_id = known.get(notice.key)
+        services.log.append(LogEvent.of(notice.model_copy(update={"timestep_id": timestep_id}), SOURCE))
+        (receipt.matched if timestep_id else receipt.unknown).append(notice.key)
+    logger.info(
+        "surf-archiver's notice: %d keys matched, %d unknown, %d entries refused",
+        len(receipt.matched),
+        len(receipt.unknown),
+        len(receipt.refused),
+    )
+    return receipt
+
+
+def _known_timesteps(keys: list[str], services: Services) -> dict[str, UUID]:
+    """The timesteps these keys belong to; none while the database is away, for a notice must not get lost."""
+    try:
+        with Session(services.engine) as session:
+            found = session.exec(select(Timestep.key, Timestep.id).where(col(Timestep.key).in_(keys)))
+            return {key: id for key, id in found if key}
+    except OperationalError as error:
+        logger.warning("Keys of surf-archiver's notice can't be looked up: %s", error.orig)
+        return {}
