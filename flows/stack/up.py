@@ -1,6 +1,7 @@
 """`archiver up`: the servers that are missing, then the entrypoints, until a signal."""
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -88,6 +89,8 @@ async def up(settings: Settings, *, trial: bool = False) -> None:
     Raises:
         MissingSetting, StartError: see `running_stack`.
     """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("flows.stack").setLevel(logging.INFO)
     console = Console()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     stopping = asyncio.Event()
