@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 MAX_PARTS = 10_000
 
+# Ceph answers the second one to a question for the parts.
+_UPLOAD_GONE = {"NoSuchUpload", "NoSuchKey"}
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -128,7 +131,7 @@ class MultipartUpload:
                 f"looking up the parts of {self.key}", partial(self._stored_parts, upload.upload_id)
             )
         except Refused as error:
-            if error.code != "NoSuchUpload":
+            if error.code not in _UPLOAD_GONE:
                 raise
             return None
         recorded = self.journal.parts(self.key)
@@ -208,7 +211,7 @@ class MultipartUpload:
             )
         except Refused as error:
             # Or it was completed, and only the answer got lost: the object itself will tell.
-            if error.code != "NoSuchUpload":
+            if error.code not in _UPLOAD_GONE:
                 raise
 
     def _abort(self, upload_id: str) -> None:
