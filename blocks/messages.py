@@ -7,7 +7,9 @@ ignore the second.
 
 import hashlib
 import json
-from datetime import UTC, date, datetime
+import math
+import re
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,6 +20,7 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -27,7 +30,10 @@ from pydantic import (
     model_validator,
 )
 
-MAX_EVENT_FILE_BYTES = 1 << 20
+# An event travels as a parameter of a flow run as well, of which Prefect's server takes 512 KiB.
+MAX_EVENT_FILE_BYTES = 1 << 17
+# Readers of JSON stop at different depths, the strictest of ours near 200.
+MAX_LEVELS = 64
 
 # Namespace of the events' ids; any fixed UUID would do.
 _EVENT_IDS = UUID("6f0d4a1e-7c54-4d0a-9d0b-3f4c1f6f7a11")
@@ -57,17 +63,47 @@ def _relative_path(value: str) -> str:
     return str(path)
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004 -- pydantic reports ValueError
+    return value
+
+
+def _written_as(pattern: str, example: str) -> BeforeValidator:
+    """Numbers would be taken for seconds or milliseconds since 1970, and a date alone for midnight."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, date) and not (isinstance(value, str) and re.match(pattern, value, re.ASCII)):
+            raise ValueError(f"must be written like {example}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _common_year(value: date) -> date:
+    if not 1970 <= value.year <= 2999:
+        raise ValueError("year must be from 1970 to 2999")
+    return value
+
+
+_Number = Annotated[int, BeforeValidator(_no_boolean), Field(le=2**31 - 1)]  # as PostgreSQL's integer
+
+
 class ImagingEvent(BaseModel):
     """One timestep, as its microscope announces it in an event file. Unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     timestep_id: UUID
-    plate: int = Field(ge=0)
-    cross_date: date
-    position: int = Field(ge=0)
-    timestamp: datetime
-    img_count: int = Field(ge=1, validation_alias=AliasChoices("img_count", "image_count"))
+    plate: _Number = Field(ge=0)
+    cross_date: Annotated[date, _written_as(r"\d{4}-\d\d-\d\d", "2026-11-01"), AfterValidator(_common_year)]
+    position: _Number = Field(ge=0)
+    timestamp: Annotated[
+        datetime,
+        _written_as(r"\d{4}-\d\d-\d\d[Tt _]\d\d:\d\d", "2026-11-23T10:42:07+01:00"),
+        AfterValidator(_common_year),
+    ]
+    img_count: _Number = Field(ge=1, validation_alias=AliasChoices("img_count", "image_count"))
     img_dir: Annotated[str, AfterValidator(_relative_path)] = Field(validation_alias=AliasChoices("img_dir", "path"))
     experiment_id: str = Field("", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", validate_default=False)
     event_type: TimestepType = TimestepType.STITCH
@@ -76,12 +112,11 @@ class ImagingEvent(BaseModel):
     @field_validator("timestamp")
     @classmethod
     def _aware(cls, value: datetime, info: ValidationInfo) -> datetime:
-        # Kept with its offset: it tells what the clock on the microscope's wall showed.
+        # Kept with its offset: it tells what the clock on the microscope's wall showed. Only with the
+        # offset, as in JSON: times of a zone equal no other in the hour its clocks are set back.
         if value.tzinfo is None:
             value = value.replace(tzinfo=(info.context or {}).get("time_zone", UTC))
-        if not 1970 <= value.year <= 2999:
-            raise ValueError("year must be from 1970 to 2999")
-        return value
+        return value.replace(tzinfo=timezone(value.utcoffset() or timedelta()))
 
     @model_validator(mode="before")
     @classmethod
@@ -114,12 +149,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) != len(pairs):
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise InvalidEventFile(f"field {', '.join(twice)} stands there twice")
+        raise InvalidEventFile(f"field {', '.join(map(ascii, twice))} stands there twice")
     return document
 
 
 def _no_constant(name: str) -> Any:
     raise InvalidEventFile(f"{name} is not JSON")
+
+
+def _check_values(value: Any, levels: int = MAX_LEVELS) -> None:
+    """Refuse what a reader of the stream could not read, or would read differently."""
+    if levels == 0:
+        raise InvalidEventFile(f"it is nested more than {MAX_LEVELS} levels deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidEventFile("it holds a number too large for a computer")
+    if isinstance(value, str):
+        value.encode()  # half of a surrogate pair is no text
+    elif isinstance(value, dict | list):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_values(part, levels - 1)
 
 
 def parse_event_file(content: bytes, time_zone: ZoneInfo) -> ImagingEvent:
@@ -138,6 +186,7 @@ def parse_event_file(content: bytes, time_zone: ZoneInfo) -> ImagingEvent:
         document = json.loads(content, object_pairs_hook=_unique, parse_constant=_no_constant)
         if not isinstance(document, dict):
             raise InvalidEventFile("it is not a JSON object")
+        _check_values(document)
         return ImagingEvent.model_validate(document, context={"time_zone": time_zone})
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}" for fault in error.errors())
