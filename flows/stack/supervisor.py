@@ -72,6 +72,7 @@ class Supervisor:
         process = self._process(service)
         try:
             await process.run()
+            logger.info("%s is done", service.name)
         finally:
             await process.stop()
 
