@@ -17,7 +17,7 @@ import urllib3
 from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from blocks.settings import Settings
 from flows.stack.embedded import has_object_storage
@@ -60,6 +60,8 @@ async def demo(settings: Settings, plan: Plan) -> int:
     home = _fresh(settings.home / "demo")
     # The mock's images never go where real ones are.
     settings = settings.model_copy(update={"home": home, "data_dir": home / "data", "staging_dir": home / "staging"})
+    for system in plan.systems:
+        (home / "data" / system / "events").mkdir(parents=True)
     console = Console()
     console.print(f"Starting the stack in {home}")
     async with running_stack(settings, trial=not has_object_storage(settings)) as stack, _gateway(stack) as gateway:
@@ -128,7 +130,7 @@ class Journey:
 
     def table(self) -> Table:
         """What became of each timestep."""
-        table = Table("timestep", "system", "images", "bytes", "event → object", "state")
+        table = Table(Column("timestep", overflow="fold"), "system", "images", "bytes", "event → object", "state")
         for travel in self._travels:
             dropped = travel.dropped
             seconds = f"{travel.seconds:.1f} s" if travel.export else ""
