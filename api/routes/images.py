@@ -1,0 +1,154 @@
+"""Single images, read out of a timestep's tar in object storage."""
+
+import hashlib
+import mimetypes
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlmodel import col, select
+
+from api.deps import SessionDep, StoreDep
+from api.paging import Order, Page, Paging, fetch_page
+from api.problems import Problem, documented
+from api.routes.timesteps import find_timestep, find_uploaded
+from api.schemas import ImageRow
+from blocks.object_errors import NotStored
+from blocks.tables import TimestepImage
+
+router = APIRouter(tags=["images"])
+
+BY_NAME = Order((col(TimestepImage.name),), ("name",), (str,), descending=False)
+
+_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
+
+
+@router.get(
+    "/timesteps/{timestep_id}/images",
+    summary="The files in a timestep's tar",
+    responses=documented(HTTPStatus.NOT_FOUND),
+)
+def images(timestep_id: UUID, query: Annotated[Paging, Query()], session: SessionDep) -> Page[ImageRow]:
+    """By name. Where each lies in the object, and what it must hash to."""
+    find_timestep(session, timestep_id)
+    rows = select(TimestepImage).where(col(TimestepImage.timestep_id) == timestep_id)
+    return fetch_page(
+        session, rows, BY_NAME, query, f"images {timestep_id}", lambda row: ImageRow.model_validate(row.model_dump())
+    )
+
+
+@router.head("/timesteps/{timestep_id}/images/{name:path}", include_in_schema=False)
+@router.get(
+    "/timesteps/{timestep_id}/images/{name:path}",
+    summary="One image",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"image/tiff": {}}, "description": "The image."},
+        206: {"content": {"image/tiff": {}}, "description": "The part of it that Range asks for."},
+        304: {"description": "It is the one that If-None-Match names."},
+        **documented(HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, HTTPStatus.BAD_GATEWAY),
+    },
+)
+def image(
+    timestep_id: UUID,
+    name: str,
+    request: Request,
+    session: SessionDep,
+    store: StoreDep,
+    range: Annotated[str | None, Header(examples=["bytes=0-1023"])] = None,
+    if_range: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Read out of the tar by a range request, without fetching the tar, and hashed on the way.
+
+    Its ETag is its SHA-256. An image that does not hash to it breaks off before its end.
+    """
+    timestep, key = find_uploaded(session, timestep_id)
+    image = session.get(TimestepImage, (timestep_id, name)) if "\0" not in name else None
+    if image is None:
+        raise Problem(HTTPStatus.NOT_FOUND, f"Timestep {timestep_id} has no image of this name.")
+    session.close()  # the connection is not needed while we stream
+
+    etag = f'"{image.sha256}"'
+    media_type = mimetypes.guess_type(image.name)[0] or ""
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        # What came from a microscope's disk must not run as a page of ours.
+        "Content-Type": media_type if media_type.startswith("image/") and "svg" not in media_type else _OCTETS,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if if_none_match and (if_none_match.strip() == "*" or etag in _etags(if_none_match)):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+
+    whole = slice(0, image.size)
+    part = _asked_for(range, image.size) if range and (if_range is None or if_range == etag) else whole
+    if part is None:
+        raise Problem(
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            f"The image has {image.size} bytes.",
+            {"Content-Range": f"bytes */{image.size}"},
+        )
+    status = HTTPStatus.OK
+    if part != whole:
+        status = HTTPStatus.PARTIAL_CONTENT
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{image.size}"
+    headers["Content-Length"] = str(part.stop - part.start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    stored = store.read_range(key, image.offset + part.start, image.offset + part.stop, if_match=timestep.etag)
+    # The first chunk is fetched now: when it can't be, there is still time to say so.
+    chunks = _from(next(stored, b""), stored)
+    return StreamingResponse(
+        chunks if part != whole else _proven(chunks, image, key), status_code=status, headers=headers
+    )
+
+
+_OCTETS = "application/octet-stream"
+
+
+def _etags(header: str) -> list[str]:
+    return [tag.strip().removeprefix("W/") for tag in header.split(",")]
+
+
+def _asked_for(header: str, size: int) -> slice | None:
+    """The bytes a Range header asks for: all where it is none we know, None where there are no such bytes."""
+    asked = _RANGE.fullmatch(header.strip())
+    if not asked:
+        return slice(0, size)  # several ranges, or another unit: RFC 9110 lets us answer with all of it
+    first, last, suffix = asked.groups()
+    if suffix:
+        start, stop = max(0, size - int(suffix)), size
+    else:
+        start, stop = int(first), min(size, int(last) + 1) if last else size
+        if last and int(last) < int(first):
+            return slice(0, size)
+    return slice(start, stop) if start < stop else None
+
+
+def _from(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _proven(chunks: Iterator[bytes], image: TimestepImage, key: str) -> Iterator[bytes]:
+    """Pass an image on, but keep its last chunk back until the whole has the right hash.
+
+    Raises:
+        NotStored: when it has not. The client then sees fewer bytes than were announced.
+    """
+    digest = hashlib.sha256()
+    held = b""
+    for chunk in chunks:
+        digest.update(chunk)
+        if held:
+            yield held
+        held = chunk
+    if digest.hexdigest() != image.sha256:
+        raise NotStored(f"{image.name} in {key} has SHA-256 {digest.hexdigest()}, not {image.sha256}")
+    yield held

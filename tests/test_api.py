@@ -1,0 +1,328 @@
+"""The REST gateway on real PostgreSQL, Redis and S3: lists, and what is known of one timestep."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+from sqlalchemy.exc import InternalError
+from sqlmodel import Session, col, update
+
+from api.deps import Services
+from api.routes.experiments import cadence_of, gaps_in
+from api.routes.stats import expiry_rules
+from blocks.event_log import EventLog
+from blocks.messages import ImagingEvent
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from blocks.tables import Timestep
+from tests.events import NOON, announced, archived, failed, ingested, rejected, uploaded
+from tests.gateway import pages, problem, record
+
+
+def test_the_way_of_a_timestep(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event = announced(metadata={"objective": "20x"})
+    path = f"/api/1/timesteps/{event.timestep_id}"
+    problem(client.get(path), 404)
+    record(engine, event_log, ingested(event))
+    assert client.get(path).json()["state"] == "ingested"
+    assert client.get("/api/1/exports").json() == {"count": 0, "data": [], "next": None}
+    problem(client.get(f"{path}/download", follow_redirects=False), 404)
+
+    record(engine, event_log, failed(event))
+    assert client.get(path).json()["failure"]["reason"] == "the share is away"
+    record(engine, event_log, uploaded(event))
+
+    timestep = client.get(path).json()
+    assert (timestep["state"], timestep["failure"]) == ("uploaded", None)
+    assert timestep["announced"]["metadata"] == {"objective": "20x"}
+    assert timestep["object"]["checks"] == ["It was read back."]
+    assert [event["type"] for event in timestep["history"]] == [
+        "timestep.ingested",
+        "timestep.failed",
+        "timestep.uploaded",
+    ]
+    export = client.get("/api/1/exports").json()["data"][0]
+    assert (export["timestep_id"], export["key"]) == (str(event.timestep_id), event.key)
+    assert event.key in export["url"]
+    assert "Signature" in export["url"]
+    redirect = client.get(f"{path}/download", follow_redirects=False)
+    assert redirect.status_code == 307
+    assert event.key in redirect.headers["location"]
+
+    record(engine, event_log, archived(event.key))
+    timestep = client.get(path).json()
+    assert timestep["state"] == "archived"
+    assert timestep["archives"][0]["path"] == "/tape/images/20261101_004/20261123.tar"
+    assert timestep["history"][-1]["type"] == "timestep.archived"
+    assert client.get("/api/1/exports").json()["count"] == 1
+
+
+def a_night(count: int) -> list[ImagingEvent]:
+    """Timesteps of two experiments and positions, some at the same instant."""
+    return [
+        announced(
+            timestamp=NOON + timedelta(minutes=10 * (number // 3)),
+            experiment_id=f"20261101_00{number % 2}",
+            position=number % 2,
+            event_type="video" if number % 5 == 0 else "stitch",
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("path", ["exports", "timesteps"])
+def test_pages_give_every_timestep_once_newest_first(
+    client: TestClient, engine: Engine, event_log: EventLog, path: str
+) -> None:
+    events = a_night(23)
+    record(engine, event_log, *map(uploaded, events))
+    found = pages(client, f"/api/1/{path}", limit=5)
+    assert [len(page) for page in found] == [5, 5, 5, 5, 3]
+    rows = [row for page in found for row in page]
+    assert {row["timestep_id"] for row in rows} == {str(event.timestep_id) for event in events}
+    times = [row["timestamp"] for row in rows]
+    assert times == sorted(times, reverse=True)
+
+
+def test_what_is_added_meanwhile_moves_no_page(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    record(engine, event_log, *map(uploaded, a_night(6)))
+    first = client.get("/api/1/timesteps", params={"limit": 3}).json()
+    before = client.get("/api/1/timesteps", params={"limit": 3, "cursor": first["next"]}).json()
+    record(engine, event_log, uploaded(announced(timestamp=NOON + timedelta(days=1))))
+    after = client.get("/api/1/timesteps", params={"limit": 3, "cursor": first["next"]}).json()
+    assert after["data"] == before["data"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"system": "prince"}, 10),
+        ({"system": "nobody"}, 0),
+        ({"experiment": "20261101_001"}, 5),
+        ({"experiment": "20261101_001", "position": 0}, 0),
+        ({"position": 1}, 5),
+        ({"type": "video"}, 2),
+        ({"state": "uploaded"}, 10),
+        ({"state": "failed"}, 1),
+        ({"start": "2026-11-23T12:10:00Z", "end": "2026-11-23T12:20:00+00:00"}, 3),
+        ({"start": "2026-11-23T13:10:00+01:00", "end": "2026-11-23T12:20:00"}, 3),
+        ({"end": "2026-11-23T12:00:00"}, 1),
+        ({}, 11),
+    ],
+)
+def test_lists_are_narrowed_down(
+    client: TestClient, engine: Engine, event_log: EventLog, query: dict[str, Any], expected: int
+) -> None:
+    record(engine, event_log, *map(uploaded, a_night(10)))
+    record(
+        engine,
+        event_log,
+        failed(announced(experiment_id="other", position=5, timestamp=NOON - timedelta(days=9))).model_copy(
+            update={"system": "aretha"}
+        ),
+    )
+    answer = client.get("/api/1/timesteps", params=query).json()
+    assert answer["count"] == len(answer["data"]) == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": 0},
+        {"limit": 501},
+        {"limit": 10**40},
+        {"limit": "many"},
+        {"cursor": "rubbish"},
+        {"cursor": "AAAA"},
+        {"cursor": "W10"},  # []
+        {"cursor": "x" * 5000},
+        {"cursor": "bnVsbA"},  # null
+        {"state": "lost"},
+        {"type": "video'; drop table timestep; --"},
+        {"position": -1},
+        {"position": 10**30},
+        {"start": "yesterday"},
+        {"start": "0001-01-01T00:00:00+14:00"},
+        {"system": "a\0b"},
+        {"system": ""},
+        {"unknown": "1"},
+    ],
+)
+def test_a_query_that_makes_no_sense_is_refused(client: TestClient, query: dict[str, Any]) -> None:
+    for path in ("timesteps", "exports", "experiments"):
+        problem(client.get(f"/api/1/{path}", params=query), 422)
+
+
+def test_a_cursor_belongs_to_its_query(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    record(engine, event_log, *map(uploaded, a_night(6)))
+    cursor = client.get("/api/1/timesteps", params={"limit": 2}).json()["next"]
+    assert client.get("/api/1/timesteps", params={"limit": 3, "cursor": cursor}).status_code == 200
+    for path, query in (("timesteps", {"system": "prince"}), ("exports", {}), ("rejected", {}), ("archives", {})):
+        assert "another query" in problem(client.get(f"/api/1/{path}", params={**query, "cursor": cursor}), 422)
+
+
+def test_counting_has_an_end(
+    client: TestClient, engine: Engine, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.paging.COUNT_LIMIT", 3)
+    record(engine, event_log, *map(uploaded, a_night(3)))
+    assert client.get("/api/1/timesteps").json()["count"] == 3
+    record(engine, event_log, *map(uploaded, a_night(1)))
+    assert client.get("/api/1/timesteps").json()["count"] is None
+
+
+@pytest.mark.parametrize("path", ["timesteps/not-a-uuid", "archives/42", f"timesteps/{'9' * 500}/images"])
+def test_ids_that_are_none_are_refused(client: TestClient, path: str) -> None:
+    problem(client.get(f"/api/1/{path}"), 422)
+
+
+@pytest.mark.parametrize(
+    "path", ["nothing", f"timesteps/{uuid4()}/images", f"archives/{uuid4()}", "experiments/none", "../../etc/passwd"]
+)
+def test_what_does_not_exist_is_not_found(client: TestClient, path: str) -> None:
+    problem(client.get(f"/api/1/{path}"), 404)
+
+
+def test_rejected_files_are_listed_until_they_are_taken_in(
+    client: TestClient, engine: Engine, event_log: EventLog
+) -> None:
+    record(engine, event_log, *(rejected(f"events/{number}.json") for number in range(5)))
+    found = pages(client, "/api/1/rejected", limit=2)
+    assert [[row["event_file"] for row in page] for page in found] == [
+        ["events/4.json", "events/3.json"],
+        ["events/2.json", "events/1.json"],
+        ["events/0.json"],
+    ]
+    assert found[0][0]["reason"] == "it is not JSON"
+    record(engine, event_log, ingested(announced(), event_file="events/3.json"))
+    assert client.get("/api/1/rejected").json()["count"] == 4
+    assert client.get("/api/1/rejected", params={"system": "aretha"}).json()["count"] == 0
+
+
+def test_archives_and_their_members(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event, other = announced(experiment_id="here"), announced(experiment_id="there")
+    record(
+        engine,
+        event_log,
+        uploaded(event),
+        archived(event.key, "/tape/1.tar"),
+        archived("images/no/such.tar", "/tape/1.tar"),
+        uploaded(other),
+        archived(other.key, "/tape/2.tar"),
+    )
+    assert [row["path"] for row in client.get("/api/1/archives").json()["data"]] == ["/tape/2.tar", "/tape/1.tar"]
+    (row,) = client.get("/api/1/archives", params={"experiment": "here"}).json()["data"]
+    archive = client.get(f"/api/1/archives/{row['archive_id']}").json()
+    assert archive["path"] == "/tape/1.tar"
+    assert {member["key"]: member["timestep_id"] for member in archive["members"]} == {
+        event.key: str(event.timestep_id),
+        "images/no/such.tar": None,
+    }
+
+
+def test_an_experiment_shows_its_gaps(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    events = [
+        announced(experiment_id="20261101_004", position=position, timestamp=NOON + timedelta(minutes=30 * number))
+        for position, numbers in ((1, range(8)), (2, (0, 1, 2, 5, 6, 7)), (3, (0, 1, 2, 3)))
+        for number in numbers
+    ]
+    record(engine, event_log, *map(uploaded, events[:-1]), ingested(events[-1]))
+    (summary,) = client.get("/api/1/experiments").json()["data"]
+    experiment = client.get("/api/1/experiments/20261101_004").json()
+    assert summary.items() <= experiment.items()
+    assert (experiment["timesteps"], experiment["positions"], experiment["systems"]) == (18, 3, ["prince"])
+    assert experiment["states"] == {"ingested": 1, "uploaded": 17, "archived": 0, "failed": 0}
+    whole, broken, stopped = experiment["coverage"]
+    assert (whole["gaps"], whole["cadence_seconds"]) == ([], 1800)
+    assert [(gap["after"], gap["before"], gap["missing"]) for gap in broken["gaps"]] == [
+        ("2026-11-23T13:00:00Z", "2026-11-23T14:30:00Z", 2)
+    ]
+    assert [(gap["after"], gap["before"], gap["missing"]) for gap in stopped["gaps"]] == [
+        ("2026-11-23T13:30:00Z", None, 4)
+    ]
+
+
+def test_two_timesteps_tell_no_cadence() -> None:
+    times = [NOON, NOON + timedelta(hours=1)]
+    assert cadence_of(times) is None
+    assert gaps_in(times, NOON + timedelta(days=1)) == []
+
+
+def test_experiments_come_in_pages(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    record(engine, event_log, *(ingested(announced(experiment_id=f"2026110{number}_001")) for number in range(5)))
+    found = pages(client, "/api/1/experiments", limit=2)
+    assert [[row["experiment_id"][:8] for row in page] for page in found] == [
+        ["20261104", "20261103"],
+        ["20261102", "20261101"],
+        ["20261100"],
+    ]
+
+
+def test_days_begin_where_the_time_zone_says(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    late = announced(timestamp=datetime(2026, 11, 23, 23, 30, tzinfo=UTC))
+    record(engine, event_log, uploaded(late), ingested(announced()))
+    days = {"first": "2026-11-20", "last": "2026-11-24"}
+    utc = client.get("/api/1/stats/daily", params=days).json()
+    assert [(row["day"], row["timesteps"], row["bytes"]) for row in utc["data"]] == [("2026-11-23", 2, 20480)]
+    there = client.get("/api/1/stats/daily", params={**days, "time_zone": "Europe/Amsterdam"}).json()
+    assert [(row["day"], row["states"]["uploaded"]) for row in there["data"]] == [("2026-11-23", 0), ("2026-11-24", 1)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"time_zone": "Mars/Olympus"},
+        {"time_zone": "../../etc/passwd"},
+        {"first": "2026-01-02", "last": "2026-01-01"},
+        {"first": "2020-01-01", "last": "2026-01-01"},
+        {"last": "9999-12-31"},
+        {"last": "0001-01-01"},
+    ],
+)
+def test_days_that_make_no_sense_are_refused(client: TestClient, query: dict[str, str]) -> None:
+    problem(client.get("/api/1/stats/daily", params=query), 422)
+
+
+def test_what_is_not_on_tape_for_too_long_is_at_risk(
+    client: TestClient, engine: Engine, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    events = [announced(UUID(int=number << 96)) for number in range(1, 5)]
+    record(engine, event_log, *map(uploaded, events), archived(events[0].key))
+    with Session(engine) as session, session.begin():
+        for number, event in enumerate(events):
+            at = datetime.now(UTC) - timedelta(days=5 - number)
+            session.execute(update(Timestep).where(col(Timestep.id) == event.timestep_id).values(uploaded_at=at))
+    found = [row for page in pages(client, "/api/1/at-risk", limit=1, hours=50) for row in page]
+    assert [row["timestep_id"] for row in found] == [str(events[1].timestep_id), str(events[2].timestep_id)]
+    assert [row["days_left"] for row in found] == [None, None]
+
+    object_store.client.put_bucket_lifecycle_configuration(
+        Bucket=object_store.bucket_name,
+        LifecycleConfiguration={
+            "Rules": [
+                {"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 30}},
+                {"ID": "off", "Status": "Disabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": 1}},
+                {"ID": "videos", "Status": "Enabled", "Filter": {"Prefix": "videos/"}, "Expiration": {"Days": 7}},
+                {
+                    "ID": "archived",
+                    "Status": "Enabled",
+                    "Filter": {"Tag": {"Key": "archived", "Value": "true"}},
+                    "Expiration": {"Days": 2},
+                },
+            ]
+        },
+    )
+    assert expiry_rules(object_store) == [("", 30), ("videos/", 7)]
+    (first, *_) = client.get("/api/1/at-risk").json()["data"]
+    assert first["days_left"] == pytest.approx(26, abs=0.02)
+
+
+def test_the_gateway_can_not_write_the_database(settings: Settings, engine: Engine, event_log: EventLog) -> None:
+    record(engine, event_log, ingested(announced()))
+    services = Services.from_settings(settings)
+    with Session(services.engine) as session, pytest.raises(InternalError, match="read-only"):
+        session.execute(update(Timestep).values(system="other"))
+    services.close()
