@@ -57,6 +57,8 @@ class StoredObject:
     layout_digest: str
     images: list[Image]
     proof: Proof
+    sent: int
+    """Bytes that this attempt had to send."""
 
 
 class ObjectStore(S3Bucket):
@@ -228,7 +230,7 @@ class ObjectStore(S3Bucket):
             if found.etag != receipt.etag:
                 raise NotStored(f"{key} in {self.location} has the ETag {found.etag}, not {receipt.etag} as was sent")
             checks.append("Its ETag is the one that follows from the MD5 sums of what was sent.")
-        return self._stored(found, reader, checks)
+        return self._stored(found, reader, checks, receipt.sent)
 
     def _recognise(self, found: ObjectHead, reader: BundleReader, identity: dict[str, str]) -> StoredObject:
         """Prove that an object found under the key is this bundle, from the source and the stored bytes."""
@@ -245,7 +247,7 @@ class ObjectStore(S3Bucket):
             "The object was there already; its metadata names the timestep and the layout digest.",
             "It was read back completely and has the SHA-256 of the bundle of the source files.",
         ]
-        return self._stored(found, reader, checks)
+        return self._stored(found, reader, checks, sent=0)
 
     def _compare(self, found: ObjectHead, reader: BundleReader, identity: dict[str, str]) -> None:
         differing = [
@@ -259,7 +261,7 @@ class ObjectStore(S3Bucket):
             raise KeyTaken(f"{found.key} in {self.location} holds another object: {'; '.join(differing)}")
 
     @staticmethod
-    def _stored(found: ObjectHead, reader: BundleReader, checks: list[str]) -> StoredObject:
+    def _stored(found: ObjectHead, reader: BundleReader, checks: list[str], sent: int) -> StoredObject:
         return StoredObject(
             key=found.key,
             size=found.size,
@@ -268,6 +270,7 @@ class ObjectStore(S3Bucket):
             layout_digest=reader.bundle.layout_digest,
             images=reader.images,
             proof=Proof(verified_at=datetime.now(UTC), checks=checks),
+            sent=sent,
         )
 
     def read_range(self, key: str, start: int, stop: int, if_match: str | None = None) -> Iterator[bytes]:
