@@ -1,5 +1,6 @@
 """The Redis stream: the one append-only log of everything that happened to a timestep."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from redis.retry import Retry
 from blocks.errors import ArchiverError
 from blocks.messages import LogEvent
 from blocks.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 Group = Literal["upload-worker", "state-manager"]
 GROUPS: tuple[Group, ...] = ("upload-worker", "state-manager")
@@ -147,7 +150,13 @@ class EventLog(Block):
 
     def held(self, group: Group, consumer: str, *, count: int, after: str = "0") -> list[Entry]:
         """What the consumer took and has not acknowledged, oldest first, behind entry `after`."""
-        return self._entries(self.redis.xreadgroup(group, consumer, {self.stream: after}, count=count))
+        answer = self.redis.xreadgroup(group, consumer, {self.stream: after}, count=count)
+        streams = cast(list[tuple[str, list[tuple[str, dict[str, str]]]]], answer)
+        gone = [id for _, entries in streams for id, fields in entries if not fields]
+        if gone:
+            logger.error("Removed from the stream before %s was done with them: %s", group, ", ".join(gone))
+            self.acknowledge(group, *gone)
+        return self._entries(answer)
 
     def take_over(self, group: Group, consumer: str, *, idle_seconds: float, count: int) -> list[Entry]:
         """Take what other consumers of the group hold and have not touched for `idle_seconds`."""
@@ -225,5 +234,5 @@ class EventLog(Block):
     @staticmethod
     def _entries(answer: object) -> list[Entry]:
         streams = cast(list[tuple[str, list[tuple[str, dict[str, str]]]]], answer or [])
-        # An entry that was trimmed while it was pending comes without its fields.
+        # An entry that was removed while it was pending comes without its fields.
         return [Entry(id, fields) for _, entries in streams for id, fields in entries if fields]
