@@ -4,6 +4,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,6 +30,11 @@ from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_pr
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL server, without a database's name."""
     server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # The data need not outlive the tests.
+        connection.execute("alter system set fsync = off")
+        connection.execute("alter system set full_page_writes = off")
+        connection.execute("select pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
 
@@ -43,22 +49,26 @@ def migrated_database(postgres: str) -> str:
 
 
 @pytest.fixture
-def empty_database_url(postgres: str) -> str:
+def empty_database_url(postgres: str) -> Iterator[str]:
     """A database without tables."""
-    return _create_database(postgres, "template0")
+    with _database(postgres, "template0") as url:
+        yield url
 
 
 @pytest.fixture
-def database_url(postgres: str, migrated_database: str) -> str:
+def database_url(postgres: str, migrated_database: str) -> Iterator[str]:
     """A database with tables and without rows."""
-    return _create_database(postgres, migrated_database)
+    with _database(postgres, migrated_database) as url:
+        yield url
 
 
-def _create_database(server: str, template: str) -> str:
+@contextmanager
+def _database(server: str, template: str) -> Iterator[str]:
     name = f"test_{uuid4().hex}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"create database {name} template {template}")
-    return _in_server(server, name)
+        yield _in_server(server, name)
+        connection.execute(f"drop database {name} with (force)")
 
 
 def _in_server(server: str, database: str) -> str:

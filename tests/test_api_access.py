@@ -1,0 +1,344 @@
+"""Who may read, who may announce archives, and what an error may say."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from api.app import create_app
+from api.webhook import MAX_BODY_BYTES
+from blocks.event_log import EventLog
+from blocks.messages import Archived
+from blocks.object_store import ObjectStore
+from blocks.settings import MissingSetting, Settings
+from flows.record import record_waiting
+from tests.events import announced, failed, ingested, rejected, uploaded
+from tests.gateway import problem, record
+
+TOKEN = "read-only-token-of-the-tests"
+WEBHOOK_TOKEN = "token-of-surf-archiver-in-the-tests"
+WEBHOOK = "/api/1/webhooks/surf-archiver"
+
+READS = [
+    "exports",
+    "timesteps",
+    f"timesteps/{UUID(int=1)}",
+    f"timesteps/{UUID(int=1)}/images",
+    f"timesteps/{UUID(int=1)}/images/Img/a.tif",
+    f"timesteps/{UUID(int=1)}/download",
+    "experiments",
+    "experiments/20261101_004",
+    "archives",
+    f"archives/{UUID(int=1)}",
+    "rejected",
+    "stats/daily",
+    "at-risk",
+]
+
+
+@pytest.fixture
+def guarded(settings: Settings, object_store: ObjectStore, event_log: EventLog) -> Iterator[TestClient]:
+    """The gateway with both tokens set."""
+    tokens = {"api_token": SecretStr(TOKEN), "webhook_token": SecretStr(WEBHOOK_TOKEN)}
+    with TestClient(create_app(settings.model_copy(update=tokens)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+# --- reading
+
+
+def test_every_read_is_in_the_list(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    reads = {path for path, operations in paths.items() if path.startswith("/api/1/") and "get" in operations}
+    assert len(reads) == len(READS)
+
+
+@pytest.mark.parametrize("path", READS)
+def test_reading_needs_the_token(guarded: TestClient, path: str) -> None:
+    refused: list[dict[str, str]] = [
+        {},
+        bearer("wrong"),
+        bearer(TOKEN[:-1]),
+        bearer(WEBHOOK_TOKEN),
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": "Bearer"},
+        {"Cookie": f"archiver={TOKEN}"},
+        {"X-Api-Key": TOKEN},
+    ]
+    for headers in refused:
+        answer = guarded.get(f"/api/1/{path}", headers=headers)
+        problem(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert TOKEN not in answer.text
+    for query in ("token", "access_token", "api_token"):
+        problem(guarded.get(f"/api/1/{path}", params={query: TOKEN}), 401)
+    assert guarded.get(f"/api/1/{path}", headers=bearer(TOKEN), follow_redirects=False).status_code in (200, 404)
+
+
+def test_a_token_of_odd_characters_is_just_wrong(guarded: TestClient) -> None:
+    problem(guarded.get("/api/1/exports", headers={"Authorization": "Bearer tök€n".encode()}), 401)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "archiver.example", ""])
+def test_without_a_token_only_this_machine_is_served(settings: Settings, host: str) -> None:
+    with pytest.raises(MissingSetting, match="ARCHIVER_API_TOKEN"):
+        create_app(settings.model_copy(update={"api_host": host}))
+    create_app(settings.model_copy(update={"api_host": host, "api_token": SecretStr(TOKEN)}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_needs_no_token(settings: Settings, host: str) -> None:
+    create_app(settings.model_copy(update={"api_host": host}))
+
+
+def test_missing_settings_are_named_all_at_once(settings: Settings) -> None:
+    with pytest.raises(MissingSetting, match="ARCHIVER_DATABASE_URL, ARCHIVER_REDIS_URL"):
+        create_app(settings.model_copy(update={"database_url": None, "redis_url": None}))
+
+
+# --- the page
+
+
+def test_the_page_shows_what_there_is(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    broken = announced(experiment_id="broken")
+    record(
+        engine,
+        event_log,
+        uploaded(announced(experiment_id="fine")),
+        failed(broken, reason="<script>alert(1)</script> & the share is away"),
+        rejected("events/<b>.json", reason="it is not JSON"),
+    )
+    page = client.get("/").text
+    for shown in ("fine", "broken", "&lt;script&gt;alert(1)&lt;/script&gt; &amp; the share", "events/&lt;b&gt;.json"):
+        assert shown in page
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://testserver", "")
+    assert "https://" not in page
+    chosen = client.get("/", params={"state": "failed", "system": "", "experiment": ""}).text
+    assert "broken" in chosen
+    assert ">fine<" not in chosen
+    assert client.get("/", params={"state": "nonsense"}, follow_redirects=False).status_code == 303
+
+
+def test_the_page_goes_back_in_time(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    record(engine, event_log, *(ingested(announced(experiment_id=f"e-{number:03}")) for number in range(60)))
+    page = client.get("/").text
+    cursor = page.split('name="cursor" value="')[1].split('"')[0]
+    older = client.get("/", params={"cursor": cursor}).text
+    shown = {number for number in range(60) if f"e-{number:03}" in page}
+    assert len(shown) == 50
+    assert {number for number in range(60) if f"e-{number:03}" in older} == set(range(60)) - shown
+
+
+def test_signing_in_opens_page_and_api_to_this_browser(guarded: TestClient) -> None:
+    form = guarded.get("/")
+    assert form.status_code == 401
+    assert 'action="/sign-in"' in form.text
+    assert guarded.post("/sign-in", data={"token": "wrong"}).status_code == 401
+    assert guarded.post("/sign-in", content=b"token=" + b"x" * 10_000).status_code == 413
+    assert guarded.get("/").status_code == 401
+
+    answer = guarded.post("/sign-in", data={"token": TOKEN}, follow_redirects=False)
+    assert answer.status_code == 303
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie
+    assert guarded.get("/").status_code == 200
+    assert guarded.get("/api/1/exports").status_code == 200
+    problem(guarded.post(WEBHOOK, json=notice()), 401)
+
+    guarded.post("/sign-out")
+    assert guarded.get("/").status_code == 401
+
+
+# --- surf-archiver
+
+
+def notice(*keys: Any, path: Any = "images/20261101_004/20261123.tar", job: int = 1) -> dict[str, Any]:
+    archives = [{"path": path, "src_keys": list(keys)}]
+    return {"job_id": str(UUID(int=job)), "date": "2026-11-23", "archives": archives}
+
+
+def announce(client: TestClient, document: object) -> Any:
+    answer = client.post(WEBHOOK, json=document, headers=bearer(WEBHOOK_TOKEN))
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def test_a_notice_is_appended_and_not_written(
+    guarded: TestClient, engine: Engine, event_log: EventLog, settings: Settings
+) -> None:
+    first, second = announced(), announced()
+    record(engine, event_log, uploaded(first), uploaded(second))
+    receipt = announce(guarded, notice(first.key, f"{settings.bucket}/{second.key}", "images/no/such.tar"))
+    assert receipt == {"matched": [first.key, second.key], "unknown": ["images/no/such.tar"], "refused": []}
+    reading = {**bearer(TOKEN)}
+    assert guarded.get("/api/1/timesteps?state=archived", headers=reading).json()["count"] == 0
+
+    entries = event_log.read("state-manager", "test", count=10, wait_seconds=0.1)
+    events = [entry.decode() for entry in entries]
+    assert [(event.type, event.source) for event in events] == [("timestep.archived", "archiver/surf-archiver")] * 3
+    assert [event.data.timestep_id for event in events] == [first.timestep_id, second.timestep_id, None]
+    assert all(isinstance(event.data, Archived) and event.data.job_id == UUID(int=1) for event in events)
+    assert record_waiting(event_log, engine, "test", limit=10, linger_seconds=0.001) == 3
+    assert guarded.get("/api/1/timesteps?state=archived", headers=reading).json()["count"] == 2
+
+
+def test_the_same_notice_again_changes_nothing(guarded: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event = announced()
+    record(engine, event_log, uploaded(event))
+    for _ in range(3):
+        assert announce(guarded, notice(event.key, event.key))["matched"] == [event.key]
+    assert record_waiting(event_log, engine, "test", limit=10, linger_seconds=0.001) == 1
+
+
+def test_a_notice_before_the_upload_is_kept(guarded: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event = announced()
+    assert announce(guarded, notice(event.key))["unknown"] == [event.key]
+    record(engine, event_log, uploaded(event))
+    timestep = guarded.get(f"/api/1/timesteps/{event.timestep_id}", headers=bearer(TOKEN)).json()
+    assert timestep["state"] == "archived"
+    assert sorted(said["type"] for said in timestep["history"]) == ["timestep.archived", "timestep.uploaded"]
+
+
+def test_entries_that_make_no_sense_do_not_cost_the_others(
+    guarded: TestClient, engine: Engine, event_log: EventLog
+) -> None:
+    event = announced()
+    record(engine, event_log, uploaded(event))
+    document = notice("", 42, None, "nul\0", "x" * 2000, event.key)
+    document["archives"] += [{"path": "", "src_keys": ["a"]}, {"src_keys": []}, "nonsense", {"path": "p"}, None]
+    document["archives"].append({"path": "/tape/2.tar", "src_keys": "no list"})
+    document["archives"].append({"path": "/tape/3.tar", "src_keys": ["images/of/another.tar"]})
+    receipt = announce(guarded, document)
+    assert receipt["matched"] == [event.key]
+    assert receipt["unknown"] == ["images/of/another.tar"]
+    assert len(receipt["refused"]) == 11
+    assert receipt["refused"][0].startswith("archives.0.src_keys.0: ")
+
+
+def test_a_bucket_may_have_the_name_of_a_prefix(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog
+) -> None:
+    update = {"bucket": "images", "webhook_token": SecretStr(WEBHOOK_TOKEN)}
+    with TestClient(create_app(settings.model_copy(update=update))) as client:
+        receipt = announce(client, notice("images/e/d/t.tar", "images/images/e/d/u.tar", "elsewhere/images/e/d/v.tar"))
+    assert receipt["unknown"] == ["images/e/d/t.tar", "images/e/d/u.tar", "elsewhere/images/e/d/v.tar"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"42",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"job_id": "x", "date": "2026-11-23", "archives": []}',
+        json.dumps({**notice(), "date": "today"}).encode(),
+        json.dumps({**notice(), "archives": {}}).encode(),
+        json.dumps({**notice(), "archives": "all"}).encode(),
+    ],
+)
+def test_what_is_no_notice_is_refused(guarded: TestClient, content: bytes, event_log: EventLog) -> None:
+    problem(guarded.post(WEBHOOK, content=content, headers=bearer(WEBHOOK_TOKEN)), 400)
+    assert event_log.redis.xlen(event_log.stream) == 0
+
+
+def test_the_webhook_needs_its_token(guarded: TestClient, event_log: EventLog) -> None:
+    for headers in ({}, bearer("wrong"), bearer(TOKEN), {"Authorization": WEBHOOK_TOKEN}):
+        answer = guarded.post(WEBHOOK, json=notice("a"), headers=headers)
+        problem(answer, 401)
+        assert WEBHOOK_TOKEN not in answer.text
+    problem(guarded.post(WEBHOOK, json=notice("a"), params={"token": WEBHOOK_TOKEN}), 401)
+    assert event_log.redis.xlen(event_log.stream) == 0
+
+
+def test_the_webhook_is_closed_without_a_token(client: TestClient) -> None:
+    assert "ARCHIVER_WEBHOOK_TOKEN" in problem(client.post(WEBHOOK, json=notice("a"), headers=bearer("")), 503)
+
+
+def test_a_notice_has_an_end(guarded: TestClient) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(MAX_BODY_BYTES // 65536 + 2):
+            yield b" " * 65536
+
+    problem(guarded.post(WEBHOOK, content=endless(), headers=bearer(WEBHOOK_TOKEN)), 413)
+
+
+def test_a_notice_is_kept_while_the_database_is_away(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog
+) -> None:
+    away = {
+        "database_url": SecretStr("postgresql://archiver:pa55word@127.0.0.1:1/none"),
+        "webhook_token": SecretStr(WEBHOOK_TOKEN),
+    }
+    with TestClient(create_app(settings.model_copy(update=away)), raise_server_exceptions=False) as client:
+        assert announce(client, notice("images/a.tar"))["unknown"] == ["images/a.tar"]
+        answer = client.get("/api/1/exports")
+        assert "database" in problem(answer, 503)
+        assert "pa55word" not in answer.text
+    assert event_log.redis.xlen(event_log.stream) == 1
+
+
+# --- operating
+
+
+def test_alive_and_ready(client: TestClient, guarded: TestClient) -> None:
+    for one in (client, guarded):
+        assert one.get("/health").json() == {"status": "alive"}
+        answer = one.get("/ready")
+        assert answer.status_code == 503
+        checks = answer.json()["checks"]
+        assert {name for name, check in checks.items() if check["ok"]} == {"database", "stream", "storage"}
+        assert checks["prefect"]["reason"] == "PREFECT_API_URL is not set"
+
+
+def test_what_is_missing_is_said_without_secrets(
+    settings: Settings, object_store: ObjectStore, empty_database_url: str, redis_url: str
+) -> None:
+    update = {"database_url": SecretStr(empty_database_url), "bucket": f"no-such-{uuid4().hex[:8]}"}
+    app = create_app(settings.model_copy(update={**update, "prefect_api_url": "http://127.0.0.1:1/api"}))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/ready")
+    assert answer.status_code == 503
+    checks = answer.json()["checks"]
+    assert not answer.json()["ready"]
+    assert "archiver init" in checks["database"]["reason"]
+    assert "does not exist" in checks["storage"]["reason"]
+    assert checks["stream"]["reason"]
+    assert checks["prefect"]["reason"]
+    assert "test-secret" not in answer.text
+
+
+def test_the_api_describes_itself(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"], path
+            if path.startswith("/api/1/"):
+                assert operation["description"], path
+                assert "application/problem+json" in operation["responses"]["401"]["content"], path
+    assert client.get("/docs").status_code == 200
+
+
+def test_a_fault_of_the_server_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr("api.routes.timesteps.fetch_page", broken)
+    answer = client.get("/api/1/timesteps")
+    problem(answer, 500)
+    assert "hunter2" not in answer.text
