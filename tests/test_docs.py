@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from fastapi.routing import APIRoute
 
 from api.app import create_app
 from blocks.settings import Settings
@@ -25,7 +24,7 @@ def test_every_command_is_documented(command: str) -> None:
     assert f"archiver {command}" in DOCS
 
 
-def test_every_route_is_in_the_readme() -> None:
+def test_every_route_is_in_the_readme(settings: Settings) -> None:
     routes = [
         route for route in create_app(Settings()).routes if isinstance(route, APIRoute) and route.include_in_schema
     ]

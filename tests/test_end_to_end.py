@@ -22,7 +22,7 @@ import pytest
 from flows.stack.mock_microscope import Dropped, drop_timestep
 
 T = TypeVar("T")
-START_SECONDS = 150.0
+START_SECONDS = 300.0
 ARRIVAL_SECONDS = 90.0
 
 pytestmark = pytest.mark.timeout(400)
