@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from uuid import UUID, uuid4
 
 import redis
-import s3fs
+import s3fs  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 

@@ -60,21 +60,30 @@ def fill(reader: BundleReader, buffer: memoryview) -> memoryview:
 
 
 @dataclass(frozen=True)
-class MultipartUpload:
-    """The sending of one bundle, which an attempt that died may have begun.
+class Sending:
+    """How to send.
 
     Args:
-        fence: raises when this process may no longer write; asked before every write.
+        part_size: bytes per part.
+        parts_in_flight: how many parts are sent at the same time; one more is being read meanwhile.
         journal: where the next attempt finds what this one sent. Without it a failed upload is aborted.
+        fence: raises when this process may no longer write; asked before every write.
     """
 
-    wire: S3Wire
-    key: str
-    metadata: dict[str, str]
     part_size: int
     parts_in_flight: int
     journal: UploadJournal | None
     fence: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class MultipartUpload:
+    """The sending of one bundle, which an attempt that died may have begun."""
+
+    wire: S3Wire
+    key: str
+    metadata: dict[str, str]
+    sending: Sending
 
     def send(self, reader: BundleReader) -> Receipt:
         """Send the parts that the store does not have, and make them one object.
@@ -89,15 +98,15 @@ class MultipartUpload:
             parts, sent = self._send_parts(reader, upload, kept)
             self._complete(upload, parts)
         except BaseException as error:
-            if self.journal is None or isinstance(error, BundleError | KeyTaken):
+            if self.sending.journal is None or isinstance(error, BundleError | KeyTaken):
                 self._abort(upload.upload_id)
             raise
-        if self.journal:
-            self.journal.forget(self.key)
+        if self.sending.journal:
+            self.sending.journal.forget(self.key)
         return Receipt(_composite_etag(parts), sent, reader.bundle.size - sent)
 
     def _begin(self, reader: BundleReader) -> tuple[OpenUpload, dict[int, SentPart]]:
-        self.fence()
+        self.sending.fence()
         answer = self.wire.call(
             f"beginning the upload of {self.key}",
             partial(
@@ -111,16 +120,16 @@ class MultipartUpload:
         upload = OpenUpload(
             upload_id=answer["UploadId"],
             metadata=self.metadata,
-            part_size=max(self.part_size, -(-reader.bundle.size // MAX_PARTS)),
+            part_size=max(self.sending.part_size, -(-reader.bundle.size // MAX_PARTS)),
             begun_at=datetime.now(UTC),
         )
-        if self.journal:
-            self.journal.begin(self.key, upload)
+        if self.sending.journal:
+            self.sending.journal.begin(self.key, upload)
         return upload, {}
 
     def _resume(self, reader: BundleReader) -> tuple[OpenUpload, dict[int, SentPart]] | None:
         """The upload that an earlier attempt left open, with the parts that journal and store agree on."""
-        if self.journal is None or (upload := self.journal.find(self.key)) is None:
+        if self.sending.journal is None or (upload := self.sending.journal.find(self.key)) is None:
             return None
         if upload.metadata != self.metadata:
             log.warning("%s: the source is no longer what an earlier attempt began to send; starting anew", self.key)
@@ -134,7 +143,7 @@ class MultipartUpload:
             if error.code not in _UPLOAD_GONE:
                 raise
             return None
-        recorded = self.journal.parts(self.key)
+        recorded = self.sending.journal.parts(self.key)
         kept = {number: part for number, part in recorded.items() if stored.get(number) == part.etag}
         log.info("%s: going on with an earlier upload, %d parts of it are there", self.key, len(kept))
         return upload, kept
@@ -151,7 +160,7 @@ class MultipartUpload:
         """Returns all parts in order, and how many bytes were sent."""
         count = -(-reader.bundle.size // upload.part_size)
         free: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(min(count, self.parts_in_flight + 1)):
+        for _ in range(min(count, self.sending.parts_in_flight + 1)):
             free.put(memoryview(bytearray(upload.part_size)))
 
         def send(number: int, buffer: memoryview, content: memoryview) -> tuple[SentPart, int]:
@@ -163,7 +172,7 @@ class MultipartUpload:
         parts: list[SentPart] = []
         sent = 0
         flying: deque[Future[tuple[SentPart, int]]] = deque()
-        with ThreadPoolExecutor(self.parts_in_flight, "part") as pool:
+        with ThreadPoolExecutor(self.sending.parts_in_flight, "part") as pool:
             try:
                 for number in range(1, count + 1):
                     buffer = free.get()
@@ -183,18 +192,18 @@ class MultipartUpload:
         sha256 = hashlib.sha256(content).hexdigest()
         if kept and kept.sha256 == sha256:
             return kept, 0
-        self.fence()
+        self.sending.fence()
         query: dict[str, str | int] = {"partNumber": number, "uploadId": upload_id}
         part = SentPart(sha256=sha256, etag=s3_object.put(self.wire, self.key, content, sha256, query))
-        if self.journal:
-            self.journal.record(self.key, number, part)
+        if self.sending.journal:
+            self.sending.journal.record(self.key, number, part)
         return part, len(content)
 
     def _complete(self, upload: OpenUpload, parts: list[SentPart]) -> None:
         # Not every store heeds a condition on the completion itself.
         if s3_object.head(self.wire, self.key):
             raise KeyTaken(f"{self.key} got an object while it was being sent")
-        self.fence()
+        self.sending.fence()
         listed: list[CompletedPartTypeDef] = [
             {"PartNumber": number, "ETag": part.etag} for number, part in enumerate(parts, 1)
         ]
@@ -215,8 +224,8 @@ class MultipartUpload:
                 raise
 
     def _abort(self, upload_id: str) -> None:
-        if self.journal:
-            self.journal.forget(self.key)
+        if self.sending.journal:
+            self.sending.journal.forget(self.key)
         # What stays in the store is removed later, as abandoned; the first error is the one to report.
         with suppress(ClientError, BotoCoreError):
             self.wire.client.abort_multipart_upload(Bucket=self.wire.bucket, Key=self.key, UploadId=upload_id)

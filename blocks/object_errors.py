@@ -17,6 +17,10 @@ class Refused(ObjectStoreError):
         self.code = code
 
 
+class BucketMissing(ObjectStoreError):
+    """The bucket does not exist."""
+
+
 class KeyTaken(ObjectStoreError):
     """Another object has the key. It is never overwritten."""
 

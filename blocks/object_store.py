@@ -1,10 +1,6 @@
 """The bucket that holds the timesteps' tars."""
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar, Self
 from uuid import UUID
@@ -15,10 +11,11 @@ from prefect_aws.client_parameters import AwsClientParameters
 from pydantic import Field
 
 from blocks import s3_object
-from blocks.bundle import Bundle, BundleReader
-from blocks.messages import Image, Proof
-from blocks.multipart import MultipartUpload, send_whole
-from blocks.object_errors import KeyTaken, NotStored, ObjectStoreError, Refused
+from blocks.bundle import Bundle
+from blocks.deposit import StoredObject, deposit
+from blocks.messages import Image
+from blocks.multipart import Sending
+from blocks.object_errors import BucketMissing, KeyTaken, NotStored, ObjectStoreError
 from blocks.pace import shared_pace
 from blocks.retry import Patience
 from blocks.s3_object import ObjectHead
@@ -29,36 +26,17 @@ from blocks.verification import find_differences
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import LifecycleRuleTypeDef
 
-__all__ = ["KeyTaken", "NotStored", "ObjectHead", "ObjectStore", "ObjectStoreError", "Refused", "StoredObject"]
-
-_MD5_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
-_READ_BYTES = 1 << 20
-_ABORT_RULE = "abort-incomplete-uploads"
+__all__ = ["BucketMissing", "KeyTaken", "NotStored", "ObjectHead", "ObjectStore", "ObjectStoreError", "StoredObject"]
 
 # Newer checksum headers and trailers are refused or corrupted by Ceph; signed payloads are checked by every endpoint.
 _CLIENT_CONFIG = {
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
+    "connect_timeout": 10,
     "retries": {"mode": "standard", "max_attempts": 5},
     "s3": {"addressing_style": "path", "payload_signing_enabled": True},
 }
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """A bundle that is in the store, and what proves it."""
-
-    key: str
-    size: int
-    etag: str
-    sha256: str
-    layout_digest: str
-    images: list[Image]
-    proof: Proof
-    sent: int
-    """Bytes that this attempt had to send."""
 
 
 class ObjectStore(S3Bucket):
@@ -82,7 +60,6 @@ class ObjectStore(S3Bucket):
     credentials: AwsCredentials = Field(description="Keys, endpoint and client configuration of the storage.")
     part_size: int = Field(16 << 20, ge=5 << 20, description="Bytes per part of an upload; at least 5 MiB.")
     parts_in_flight: int = Field(4, ge=1, le=64, description="Parts of one upload that are sent at the same time.")
-
     bytes_per_second: int | None = Field(
         None, ge=1, description="Limit on what one worker process sends; none if empty."
     )
@@ -126,25 +103,23 @@ class ObjectStore(S3Bucket):
         """The boto3 client; thread-safe, one per process and credentials."""
         return self.credentials.get_s3_client()
 
-    @property
-    def location(self) -> str:
-        """Bucket and endpoint, for messages to people."""
-        return f"bucket {self.bucket_name} at {self.client.meta.endpoint_url}"
-
     def check(self) -> None:
         """Make sure that the bucket is there and these credentials may use it.
 
         Raises:
+            BucketMissing: if there is no such bucket.
             ObjectStoreError: naming bucket, endpoint and cause.
         """
         try:
             self.client.head_bucket(Bucket=self.bucket_name)
         except ClientError as error:
-            causes = {"404": "it does not exist", "403": "these credentials may not use it"}
-            cause = causes.get(_code(error), f"the endpoint answered {_code(error)}")
-            raise ObjectStoreError(f"{self.location} can't be used: {cause}") from error
+            code = _code(error)
+            if code == "404":
+                raise BucketMissing(f"{self.wire.location} can't be used: it does not exist") from error
+            cause = "these credentials may not use it" if code == "403" else f"the endpoint answered {code}"
+            raise ObjectStoreError(f"{self.wire.location} can't be used: {cause}") from error
         except BotoCoreError as error:
-            raise ObjectStoreError(f"{self.location} can't be reached: {error}") from error
+            raise ObjectStoreError(f"{self.wire.location} can't be reached: {error}") from error
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there.
@@ -153,26 +128,19 @@ class ObjectStore(S3Bucket):
             ObjectStoreError: if it can't be created or used.
         """
         try:
-            self.client.head_bucket(Bucket=self.bucket_name)
-        except ClientError as error:
-            if _code(error) == "404":
-                self._create_bucket()
-        except BotoCoreError:
-            pass  # check() says it better
-        self.check()
+            self.check()
+        except BucketMissing:
+            self._create_bucket()
+            self.check()
 
     def _create_bucket(self) -> None:
-        region = self.credentials.region_name
+        # The region that S3 was made for is the one it does not want to hear of.
+        region = self.client.meta.region_name
+        place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         try:
-            if region in (None, "us-east-1"):
-                self.client.create_bucket(Bucket=self.bucket_name)
-            else:
-                self.client.create_bucket(
-                    Bucket=self.bucket_name,
-                    CreateBucketConfiguration={"LocationConstraint": region},  # type: ignore[typeddict-item]
-                )
+            self.client.create_bucket(Bucket=self.bucket_name, **place)  # type: ignore[arg-type]
         except (ClientError, BotoCoreError) as error:
-            raise ObjectStoreError(f"{self.location} can't be created: {error}") from error
+            raise ObjectStoreError(f"{self.wire.location} can't be created: {error}") from error
 
     def head(self, key: str) -> ObjectHead | None:
         """What the store says about an object; None if there is none.
@@ -201,77 +169,8 @@ class ObjectStore(S3Bucket):
             BundleError: if a source file can't be read or changed meanwhile; nothing becomes visible then.
             ObjectStoreError: if the store fails, or does not hold what was sent.
         """
-        identity = {"timestep-id": str(timestep_id), "layout-digest": bundle.layout_digest}
-        reader = bundle.reader()
-        if found := self.head(key):
-            return self._recognise(found, reader, identity)
-        if bundle.size <= self.part_size:
-            fence()
-            receipt = send_whole(self.wire, key, reader, identity)
-        else:
-            receipt = MultipartUpload(
-                self.wire, key, identity, self.part_size, self.parts_in_flight, journal, fence
-            ).send(reader)
-        found = self.head(key)
-        if found is None:
-            raise NotStored(f"{key} is not in {self.location} although its upload was completed")
-        self._compare(found, reader, identity)
-        checks = [
-            "Every request's body was signed with its SHA-256; the store refuses a body that does not match.",
-            f"Looked up again, the object has the {bundle.size} bytes of the bundle.",
-            "Looked up again, its metadata names the timestep and the layout digest.",
-        ]
-        if receipt.kept:
-            checks.append(
-                f"{receipt.kept} bytes were there from an earlier attempt; the SHA-256 of these parts, recorded "
-                "when the store confirmed them, equals that of the source now."
-            )
-        if receipt.etag and _MD5_ETAG.fullmatch(found.etag):
-            if found.etag != receipt.etag:
-                raise NotStored(f"{key} in {self.location} has the ETag {found.etag}, not {receipt.etag} as was sent")
-            checks.append("Its ETag is the one that follows from the MD5 sums of what was sent.")
-        return self._stored(found, reader, checks, receipt.sent)
-
-    def _recognise(self, found: ObjectHead, reader: BundleReader, identity: dict[str, str]) -> StoredObject:
-        """Prove that an object found under the key is this bundle, from the source and the stored bytes."""
-        self._compare(found, reader, identity)
-        buffer = bytearray(_READ_BYTES)
-        while reader.readinto(buffer):
-            pass
-        stored = hashlib.sha256()
-        for chunk in self.read_range(found.key, 0, found.size, found.etag):
-            stored.update(chunk)
-        if stored.hexdigest() != reader.sha256:
-            raise KeyTaken(f"{found.key} in {self.location} has this timestep's identity, but other bytes")
-        checks = [
-            "The object was there already; its metadata names the timestep and the layout digest.",
-            "It was read back completely and has the SHA-256 of the bundle of the source files.",
-        ]
-        return self._stored(found, reader, checks, sent=0)
-
-    def _compare(self, found: ObjectHead, reader: BundleReader, identity: dict[str, str]) -> None:
-        differing = [
-            f"its {name} is {found.metadata.get(name, 'not set')}, expected was {value}"
-            for name, value in identity.items()
-            if found.metadata.get(name) != value
-        ]
-        if found.size != reader.bundle.size:
-            differing.append(f"it has {found.size} bytes, expected were {reader.bundle.size}")
-        if differing:
-            raise KeyTaken(f"{found.key} in {self.location} holds another object: {'; '.join(differing)}")
-
-    @staticmethod
-    def _stored(found: ObjectHead, reader: BundleReader, checks: list[str], sent: int) -> StoredObject:
-        return StoredObject(
-            key=found.key,
-            size=found.size,
-            etag=found.etag,
-            sha256=reader.sha256,
-            layout_digest=reader.bundle.layout_digest,
-            images=reader.images,
-            proof=Proof(verified_at=datetime.now(UTC), checks=checks),
-            sent=sent,
-        )
+        sending = Sending(self.part_size, self.parts_in_flight, journal, fence)
+        return deposit(self.wire, bundle, key, timestep_id, sending)
 
     def read_range(self, key: str, start: int, stop: int, if_match: str | None = None) -> Iterator[bytes]:
         """The object's bytes from `start` up to `stop`, in chunks of at most 1 MiB.
@@ -307,7 +206,7 @@ class ObjectStore(S3Bucket):
         """
         found = self.head(key)
         if found is None:
-            return [f"there is no {key} in {self.location}"]
+            return [f"there is no {key} in {self.wire.location}"]
         return find_differences(self.read_range(key, 0, found.size, found.etag), images, sha256, progress)
 
     def presigned_url(self, key: str, seconds: int = 3600) -> str:
@@ -322,10 +221,9 @@ class ObjectStore(S3Bucket):
         Raises:
             ObjectStoreError: if there is no such object or it can't be asked.
         """
-        try:
-            answer = self.client.get_object_tagging(Bucket=self.bucket_name, Key=key)
-        except (ClientError, BotoCoreError) as error:
-            raise ObjectStoreError(f"the tags of {key} in {self.location} can't be read: {error}") from error
+        answer = self.wire.call(
+            f"reading the tags of {key}", partial(self.client.get_object_tagging, Bucket=self.bucket_name, Key=key)
+        )
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
     def put_tags(self, key: str, tags: dict[str, str]) -> None:
@@ -334,68 +232,13 @@ class ObjectStore(S3Bucket):
         Raises:
             ObjectStoreError: if there is no such object or it can't be changed.
         """
-        tag_set = [{"Key": name, "Value": value} for name, value in tags.items()]
-        try:
-            self.client.put_object_tagging(Bucket=self.bucket_name, Key=key, Tagging={"TagSet": tag_set})  # type: ignore[typeddict-item]
-        except (ClientError, BotoCoreError) as error:
-            raise ObjectStoreError(f"{key} in {self.location} can't be tagged: {error}") from error
-
-    def expire_incomplete_uploads(self, days: int = 7) -> None:
-        """Have the store remove what is left of uploads that were never completed; other rules stay.
-
-        Raises:
-            ObjectStoreError: if the rule can't be set.
-        """
-        rule: LifecycleRuleTypeDef = {
-            "ID": _ABORT_RULE,
-            "Filter": {"Prefix": ""},
-            "Status": "Enabled",
-            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": days},
-        }
-        what = f"setting the lifecycle of {self.location}"
-        try:
-            answer = self.wire.call(
-                what, partial(self.client.get_bucket_lifecycle_configuration, Bucket=self.bucket_name)
-            )
-            rules = [known for known in answer["Rules"] if known.get("ID") != _ABORT_RULE]
-        except Refused as error:
-            if error.code != "NoSuchLifecycleConfiguration":
-                raise
-            rules = []
-        self.wire.call(
-            what,
-            partial(
-                self.client.put_bucket_lifecycle_configuration,
-                Bucket=self.bucket_name,
-                LifecycleConfiguration={"Rules": [*rules, rule]},
-            ),
+        put = partial(
+            self.client.put_object_tagging,
+            Bucket=self.bucket_name,
+            Key=key,
+            Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]},
         )
-
-    def abort_abandoned(self, older_than: timedelta) -> list[str]:
-        """Abort uploads that were begun long ago and never completed; returns their keys.
-
-        Raises:
-            ObjectStoreError: if the store fails.
-        """
-        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket_name)
-        begun_before = datetime.now(UTC) - older_than
-        abandoned = self.wire.call(
-            f"listing the open uploads of {self.location}",
-            lambda: [
-                upload for page in pages for upload in page.get("Uploads", []) if upload["Initiated"] < begun_before
-            ],
-        )
-        for upload in abandoned:
-            self.wire.call(
-                f"aborting the upload of {upload['Key']}",
-                partial(
-                    self.client.abort_multipart_upload,
-                    Bucket=self.bucket_name,
-                    Key=upload["Key"],
-                    UploadId=upload["UploadId"],
-                ),
-            )
-        return [upload["Key"] for upload in abandoned]
+        self.wire.call(f"tagging {key}", put)
 
 
 @lru_cache(maxsize=8)

@@ -73,6 +73,7 @@ class S3Wire:
         self.bucket = bucket
         self.patience = patience
         self.pace = pace
+        self.location = f"bucket {bucket} at {client.meta.endpoint_url}"
         self._bucket_url = f"{client.meta.endpoint_url}/{bucket}"
         self._region = client.meta.region_name
         keys = credentials.get_boto3_session().get_credentials()

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from blocks.bundle import Bundle, SourceChanged
+from blocks.incomplete_uploads import abort_abandoned, expire_by_rule
 from blocks.object_store import KeyTaken, NotStored, ObjectStore, ObjectStoreError
 from blocks.settings import MissingSetting, Settings
 from tests.conftest import make_store
@@ -118,9 +119,9 @@ def test_a_source_that_changes_while_it_is_read_leaves_nothing(store: ObjectStor
 def test_abandoned_uploads_are_aborted_after_a_while(rados_gateway: RadosGateway) -> None:
     store = make_store(rados_gateway.url)
     store.client.create_multipart_upload(Bucket=store.bucket_name, Key=KEY)
-    assert store.abort_abandoned(timedelta(hours=1)) == []
-    assert store.abort_abandoned(timedelta(seconds=-60)) == [KEY]
-    assert store.abort_abandoned(timedelta(seconds=-60)) == []
+    assert abort_abandoned(store.wire, timedelta(hours=1)) == []
+    assert abort_abandoned(store.wire, timedelta(seconds=-60)) == [KEY]
+    assert abort_abandoned(store.wire, timedelta(seconds=-60)) == []
 
 
 def test_the_rule_against_incomplete_uploads_leaves_other_rules_alone(store: ObjectStore) -> None:
@@ -129,8 +130,8 @@ def test_the_rule_against_incomplete_uploads_leaves_other_rules_alone(store: Obj
         Bucket=store.bucket_name,
         LifecycleConfiguration={"Rules": [other]},  # type: ignore[list-item]
     )
-    store.expire_incomplete_uploads(days=5)
-    store.expire_incomplete_uploads(days=7)
+    expire_by_rule(store.wire, days=5)
+    expire_by_rule(store.wire, days=7)
 
     rules = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket_name)["Rules"]
 
