@@ -1,8 +1,11 @@
 """A microscope as we see it: a directory with event files and image directories."""
 
+import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self
 from zoneinfo import ZoneInfo
@@ -12,7 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from blocks.messages import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 
+logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".tif", ".tiff")
+
+# What is wrong with a file, or with where it points. Any other error is the mount's, and passes.
+_FAULTS = {
+    errno.EACCES,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENODEV,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+}
 
 
 class ImagesMissing(Exception):
@@ -25,6 +41,7 @@ class Fingerprint(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     file: str = Field(description="State of the event file itself.")
+    access: str | None = Field(None, description="Who may read it, where the verdict may depend on it.")
     img_dir: str | None = Field(None, description="The image directory, where the verdict depends on it.")
     images: str | None = Field(None, description="State of that directory.")
 
@@ -69,7 +86,7 @@ class ImagingSystem(Block):
                 names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
-        return [cls(name=name, root=root) for name in names if (root / name / "events").is_dir()]
+        return [cls(name=name, root=root) for name in names if (root / name / "events").is_dir() and _is_text(name)]
 
     @property
     def directory(self) -> Path:
@@ -80,11 +97,12 @@ class ImagingSystem(Block):
         """Path below the system's directory, and state, of each event file that is there now."""
         with os.scandir(self.directory / "events") as entries:
             for entry in entries:
-                if entry.name.endswith(".json") and not entry.name.startswith("."):
-                    try:
-                        yield f"events/{entry.name}", entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue  # renamed or removed since it was listed
+                if not is_event_file(entry.name):
+                    continue
+                try:
+                    yield f"events/{entry.name}", entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # renamed or removed since it was listed
 
     def fingerprint(self, event_file: str, img_dir: str | None = None) -> Fingerprint:
         """The present state of an event file and, where given, of an image directory.
@@ -92,35 +110,34 @@ class ImagingSystem(Block):
         Raises:
             FileNotFoundError: when the event file is not there.
         """
-        alone = Fingerprint.of((self.directory / event_file).lstat())
+        status = (self.directory / event_file).lstat()
+        alone = Fingerprint(file=_state(status), access=_access(status))
         if img_dir is None:
             return alone
         states = []
         for directory in (self.directory / img_dir, self.directory / img_dir / "Img"):
             try:
-                states.append(_state(directory.stat()))
+                status = directory.stat()
+                states.append(f"{_state(status)} {_access(status)}")
             except OSError as error:
                 states.append(type(error).__name__)
-        return Fingerprint(file=alone.file, img_dir=img_dir, images=" ".join(states))
+        return alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
 
     def read_event(self, event_file: str) -> ImagingEvent:
         """Read and check an event file.
 
         Raises:
             InvalidEventFile: when it is not a regular file, or not a valid event.
-            FileNotFoundError: when it is not there.
+            OSError: when it is not there, or its mount fails.
         """
         path = self.directory / event_file
-        # O_NONBLOCK: opening a fifo must not wait for somebody to write to it.
-        try:
+        with _faults("it can't be opened"):
+            # O_NONBLOCK: opening a fifo must not wait for somebody to write to it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise InvalidEventFile(f"it can't be opened: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise InvalidEventFile("it is not a regular file")
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InvalidEventFile("it is not a regular file")
             content = file.read(MAX_EVENT_FILE_BYTES + 1)
         return parse_event_file(content, ZoneInfo(self.time_zone))
 
@@ -129,13 +146,13 @@ class ImagingSystem(Block):
 
         Raises:
             InvalidEventFile: when it does not exist, or leaves the system's directory.
+            OSError: when its mount fails.
         """
         path = self.directory / event.img_dir
         home = self.directory.resolve()
-        try:
-            real = path.resolve(strict=True)
-        except OSError as error:
-            raise InvalidEventFile(f"its image directory {event.img_dir} can't be read: {error.strerror}") from error
+        with _faults(f"its image directory {event.img_dir} can't be read", errno.ENOENT):
+            # Not Path.resolve: before Python 3.13 it reports a loop of links as a RuntimeError.
+            real = Path(os.path.realpath(path, strict=True))
         # The path has no '..', so only a symbolic link can make the two differ.
         if real != home / event.img_dir:
             raise InvalidEventFile(f"its image directory {event.img_dir} leads through a symbolic link")
@@ -150,16 +167,16 @@ class ImagingSystem(Block):
 
         Raises:
             ImagesMissing: while there are fewer.
-            InvalidEventFile: when there are more, or the directory is not acceptable.
+            InvalidEventFile: when there are more, or the directory or an image is not acceptable.
+            OSError: when their mount fails.
         """
         directory = self.image_directory(event)
-        found = sum(
-            1
-            for folder in (directory, directory / "Img")
-            if folder.is_dir()
-            for path in folder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        )
+        found = 0
+        with _faults(f"its image directory {event.img_dir} can't be read"):
+            for folder in (directory, directory / "Img"):
+                if folder.is_symlink():
+                    raise InvalidEventFile(f"{folder.relative_to(self.directory)} is a symbolic link")
+                found += _count_images(folder) if folder.is_dir() else 0
         if found < event.img_count:
             raise ImagesMissing(f"{found} of {event.img_count} images are in {event.img_dir}")
         if found > event.img_count:
@@ -167,5 +184,43 @@ class ImagingSystem(Block):
         return directory
 
 
+def is_event_file(name: str) -> bool:
+    """Whether an event file may have this name; a hidden one is still being written."""
+    return name.endswith(".json") and not name.startswith(".") and _is_text(name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        logger.warning("%r is left out, because its name is not UTF-8; rename it", os.fsencode(name))
+        return False
+    return True
+
+
+def _count_images(folder: Path) -> int:
+    with os.scandir(folder) as entries:
+        images = [entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
+    for image in images:
+        if not image.is_file(follow_symlinks=False):
+            raise InvalidEventFile(f"image {image.name!a} is not a regular file")
+    return len(images)
+
+
+@contextmanager
+def _faults(sentence: str, *more: int) -> Iterator[None]:
+    """Take an OSError for the event's fault where it is one of `_FAULTS`, or of these more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FAULTS.union(more):
+            raise
+        raise InvalidEventFile(f"{sentence}: {error.strerror}") from error
+
+
 def _state(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+
+
+def _access(status: os.stat_result) -> str:
+    return f"{status.st_mode:o}-{status.st_uid}-{status.st_gid}"

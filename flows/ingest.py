@@ -1,6 +1,7 @@
 """Stage one: take a timestep in, once it is complete, and tell everybody through the stream."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -50,7 +51,10 @@ def reject(
         fingerprint=seen.model_dump_json(),
     )
     log.append(LogEvent.of(rejected, STAGE))
-    log.conclude(system.name, event_file, seen.model_dump_json())
+    # What changed meanwhile is looked at again, also when it changes back: a share may have been away.
+    with suppress(FileNotFoundError):
+        if system.fingerprint(event_file, seen.img_dir) == seen:
+            log.conclude(system.name, event_file, seen.model_dump_json())
     return sentence
 
 

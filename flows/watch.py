@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserver
 
 from blocks.event_log import EventLog
-from blocks.imaging_system import Fingerprint, ImagingSystem
+from blocks.imaging_system import Fingerprint, ImagingSystem, is_event_file
 from blocks.messages import ImagingEvent, InvalidEventFile
 from blocks.settings import Settings
 from flows.dispatch import LOOK_AGAIN_SECONDS, NoProgress, Runs, consumer_name
@@ -54,9 +55,10 @@ class _View:
         if known is None or known == now.model_dump_json():
             return known is not None
         verdict = Fingerprint.model_validate_json(known)
-        if verdict.img_dir is None or verdict.file != now.file:
+        if verdict.file != now.file:
             return False
-        return verdict == self.system.fingerprint(event_file, verdict.img_dir)
+        # Once taken in, nothing but the file itself matters.
+        return verdict.access is None or verdict == self.system.fingerprint(event_file, verdict.img_dir)
 
 
 class _Hints(FileSystemEventHandler):
@@ -69,8 +71,8 @@ class _Hints(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in ("created", "modified", "moved"):
-            names = {Path(str(path)).name for path in (event.src_path, event.dest_path) if path}
-            self._loop.call_soon_threadsafe(self._hint, {f"events/{name}" for name in names if name.endswith(".json")})
+            names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
+            self._loop.call_soon_threadsafe(self._hint, {f"events/{name}" for name in names if is_event_file(name)})
 
     def _hint(self, event_files: set[str]) -> None:
         self._view.hinted |= event_files
@@ -121,7 +123,7 @@ class Watcher:
                 logger.info("Watching %s (%s), %d event files known", system.name, system.watching, len(concluded))
         for view in self._views.values():
             # An observer stops for good when its directory vanishes, e.g. with an unmounted share.
-            if view.observer is None or not view.observer.is_alive() or not view.observer.emitters:
+            if view.observer is None or not any(emitter.is_alive() for emitter in view.observer.emitters):
                 _stop(view.observer)
                 view.observer = self._observe(view)
 
@@ -142,11 +144,11 @@ class Watcher:
         for view in self._views.values():
             try:
                 files = {name: Fingerprint.of(status) for name, status in view.system.event_files()}
+                found += [(view, name) for name, state in files.items() if not view.is_concluded(name, state)]
             except OSError as error:
                 logger.warning("%s can't be read: %s", view.system.directory, error)
                 continue
             view.pending = {name: pending for name, pending in view.pending.items() if name in files}
-            found += [(view, name) for name, state in files.items() if not view.is_concluded(name, state)]
         return found
 
     def _take_hints(self) -> list[tuple[_View, str]]:
@@ -194,6 +196,10 @@ class Watcher:
                 event = None
         except FileNotFoundError:
             view.pending.pop(event_file, None)
+            return RESCAN_SECONDS
+        except OSError as error:
+            # Its mount fails, or a part of it. The other files go on.
+            logger.warning("%s/%s can't be read now: %s", view.system.name, event_file, error)
             return RESCAN_SECONDS
         await self._drive(view, event_file, event, pending)
         return RESCAN_SECONDS
