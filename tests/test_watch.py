@@ -1,0 +1,454 @@
+"""The watcher on real directories: whatever is done to event files, every one is dealt with, and once."""
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from blocks.event_log import EventLog
+from blocks.imaging_system import Fingerprint, ImagesMissing, ImagingSystem
+from blocks.messages import ImagingEvent, InvalidEventFile, Rejected
+from flows import watch
+from flows.dispatch import Runs
+from flows.ingest import announce, reject
+from flows.watch import Watcher
+
+PATIENCE = 20.0
+SETTLE_SECONDS = 2.0
+
+
+class Ingest:
+    """In place of Runs: does what an ingest-timestep run does, without the seconds that Prefect takes for it."""
+
+    def __init__(self, root: Path, log: EventLog) -> None:
+        self._root = root
+        self._log = log
+        self.runs: Counter[str] = Counter()
+        self.keys: list[str] = []
+        self.failures: list[Exception] = []
+
+    async def drive(self, key: str, name: str, parameters: dict[str, Any], tags: list[str]) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.keys.append(key)
+        self.runs[f"{parameters['system']}/{parameters['event_file']}"] += 1
+        await asyncio.to_thread(self._ingest, **parameters)
+
+    def _ingest(self, system: str, event_file: str) -> None:
+        source = ImagingSystem(name=system, root=self._root)
+        event: ImagingEvent | None = None
+        seen = source.fingerprint(event_file)
+        try:
+            event = source.read_event(event_file)
+            seen = source.fingerprint(event_file, event.img_dir)
+            source.check_images(event)
+            announce(source, event_file, event, self._log)
+        except (InvalidEventFile, ImagesMissing) as error:
+            reject(source, event_file, event, str(error), seen, self._log)
+        else:
+            self._log.conclude(system, event_file, Fingerprint(file=seen.file).model_dump_json())
+
+
+class Microscope:
+    """Drops timesteps of one image into a root."""
+
+    def __init__(self, root: Path, name: str = "prince") -> None:
+        self.directory = root / name
+        self.events = self.directory / "events"
+        self.events.mkdir(parents=True)
+
+    def event(self, images: int = 1, **fields: Any) -> str:
+        """The content of an event file whose images are there."""
+        img_dir = f"t-{uuid4().hex}"
+        for number in range(images):
+            (self.directory / img_dir / "Img").mkdir(parents=True, exist_ok=True)
+            (self.directory / img_dir / "Img" / f"{number}.tif").write_bytes(b"II*\0")
+        event = {
+            "timestep_id": str(uuid4()),
+            "plate": 4,
+            "cross_date": "2026-11-01",
+            "position": 7,
+            "timestamp": "2026-11-23T10:42:07Z",
+            "img_count": 1,
+            "img_dir": img_dir,
+            **fields,
+        }
+        return json.dumps(event)
+
+    def drop(self, name: str, **fields: Any) -> Path:
+        path = self.events / name
+        path.write_text(self.event(**fields))
+        return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1.0)
+    monkeypatch.setattr(watch, "LOOK_AGAIN_SECONDS", 1.0)
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def ingest(root: Path, event_log: EventLog) -> Ingest:
+    return Ingest(root, event_log)
+
+
+@asynccontextmanager
+async def watching(root: Path, log: EventLog, ingest: Ingest) -> AsyncIterator[None]:
+    """A watcher at work, which must not end by itself."""
+    task = asyncio.create_task(Watcher(root, log, cast(Runs, ingest)).run())
+    try:
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+def said(log: EventLog) -> list[tuple[str, str]]:
+    """Type and event file of everything in the stream."""
+    entries = cast(list[tuple[str, dict[str, str]]], log.redis.xrange(log.stream))
+    data = [json.loads(fields["event"]) for _, fields in entries]
+    return [(event["type"].split(".")[1], event["data"]["event_file"]) for event in data]
+
+
+def taken_in(log: EventLog, *names: str) -> Callable[[], bool]:
+    return lambda: {("ingested", f"events/{name}") for name in names} <= set(said(log))
+
+
+def rejected(log: EventLog, name: str) -> Callable[[], bool]:
+    return lambda: ("rejected", f"events/{name}") in said(log)
+
+
+# --- where event files come from
+
+
+def test_files_from_before_the_start_and_each_way_a_file_can_come(
+    root: Path, event_log: EventLog, ingest: Ingest, tmp_path: Path
+) -> None:
+    prince = Microscope(root)
+    prince.drop("before.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "before.json"), "taking in what was there")
+            prince.drop("created.json")
+            (prince.events / ".hidden.json").write_text(prince.event())
+            (prince.events / ".hidden.json").rename(prince.events / "renamed.json")
+            (tmp_path / "elsewhere").write_text(prince.event())
+            (tmp_path / "elsewhere").rename(prince.events / "moved in.json")
+            (prince.events / "part").write_text(prince.event())
+            os.link(prince.events / "part", prince.events / "linked.json")
+            names = ["created.json", "renamed.json", "moved in.json", "linked.json"]
+            await until(taken_in(event_log, *names), "taking in each of them")
+            late = Microscope(root, "aretha")
+            late.drop("new system.json")
+            await until(taken_in(event_log, "new system.json"), "taking in of a new system")
+
+    asyncio.run(test())
+    assert len(said(event_log)) == 6
+    assert set(ingest.runs.values()) == {1}
+
+
+def test_hidden_files_and_other_files_are_left_alone(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    odd = os.fsdecode(b"\xff\xfe.json")
+
+    async def test() -> None:
+        prince.drop(odd)
+        async with watching(root, event_log, ingest):
+            for name in (".a.json", "a.json~", "b.json.tmp", os.fsdecode(b"\xfe.json")):
+                prince.drop(name)
+            prince.drop("last.json")
+            await until(taken_in(event_log, "last.json"), "taking in the one event file")
+            await asyncio.sleep(1.2)  # a rescan
+
+    asyncio.run(test())
+    assert ingest.runs == {"prince/events/last.json": 1}
+
+
+def test_a_file_is_taken_in_at_once_when_something_happens_to_it(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
+    prince = Microscope(root)
+    prince.drop("before.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "before.json"), "taking in what was there")
+            prince.drop("hinted.json")
+            await until(taken_in(event_log, "hinted.json"), "taking in before any rescan")
+
+    asyncio.run(test())
+
+
+def test_polling_sees_a_change_too(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr(ImagingSystem.model_fields["watching"], "default", "polling")
+    ImagingSystem.model_rebuild(force=True)
+    prince = Microscope(root)
+    prince.drop("before.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "before.json"), "taking in what was there")
+            prince.drop("polled.json")
+            await until(taken_in(event_log, "polled.json"), "taking in before any rescan")
+
+    try:
+        assert ImagingSystem.discover(root)[0].watching == "polling"
+        asyncio.run(test())
+    finally:
+        monkeypatch.undo()
+        ImagingSystem.model_rebuild(force=True)
+
+
+# --- files that are not finished, or wrong
+
+
+def test_a_file_that_is_written_slowly_is_never_rejected(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    content = prince.event()
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            with (prince.events / "slow.json").open("w", buffering=1) as file:
+                for start in range(0, len(content), len(content) // 6):
+                    file.write(content[start : start + len(content) // 6])
+                    file.flush()
+                    await asyncio.sleep(SETTLE_SECONDS * 0.4)
+            await until(taken_in(event_log, "slow.json"), "taking it in")
+
+    asyncio.run(test())
+    assert said(event_log) == [("ingested", "events/slow.json")]
+
+
+def test_a_wrong_file_is_rejected_once_and_taken_in_once_mended(
+    root: Path, event_log: EventLog, ingest: Ingest
+) -> None:
+    prince = Microscope(root)
+    (prince.events / "wrong.json").write_text('{"timestep_id": ')
+    (prince.events / "directory.json").mkdir()
+    (prince.events / "link.json").symlink_to("/dev/zero")
+    (prince.events / "empty.json").touch()
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            prince.drop("sound.json")
+            await until(taken_in(event_log, "sound.json"), "taking in the sound one", seconds=SETTLE_SECONDS)
+            for name in ("wrong.json", "directory.json", "link.json", "empty.json"):
+                await until(rejected(event_log, name), f"rejection of {name}")
+            await asyncio.sleep(2.5)  # rescans
+            assert ingest.runs["prince/events/wrong.json"] == 1
+            (prince.events / "new").write_text(prince.event())
+            (prince.events / "new").replace(prince.events / "wrong.json")
+            await until(taken_in(event_log, "wrong.json"), "taking in the mended one")
+
+    asyncio.run(test())
+    assert max(ingest.runs.values()) == 2
+
+
+def test_images_that_come_after_a_rejection_are_noticed(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    prince.drop("early.json", img_dir="late")
+    few = json.loads(prince.drop("few.json", img_count=2).read_text())["img_dir"]
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(rejected(event_log, "early.json"), "rejection")
+            await until(rejected(event_log, "few.json"), "rejection")
+            (prince.directory / "late").mkdir()
+            (prince.directory / "late" / "a.tif").touch()
+            (prince.directory / few / "Img" / "1.tif").touch()
+            await until(taken_in(event_log, "early.json", "few.json"), "taking both in")
+
+    asyncio.run(test())
+
+
+# --- once, and again after a change
+
+
+def test_a_file_that_was_dealt_with_gets_no_further_run(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    dropped = prince.drop("1.json")
+
+    async def test() -> None:
+        for _ in range(2):  # also after a restart
+            async with watching(root, event_log, ingest):
+                await until(taken_in(event_log, "1.json"), "taking it in")
+                await asyncio.sleep(1.5)
+                assert ingest.runs == {"prince/events/1.json": 1}
+        async with watching(root, event_log, ingest):
+            dropped.chmod(0o600)
+            os.utime(prince.directory)
+            await asyncio.sleep(1.5)
+            assert ingest.runs == {"prince/events/1.json": 1}
+            dropped.write_text(prince.event())
+            await until(lambda: len(said(event_log)) == 2, "taking in what it says now")
+            await asyncio.sleep(1.5)
+        assert ingest.runs == {"prince/events/1.json": 2}
+
+    asyncio.run(test())
+    assert len(set(ingest.keys)) == 2
+
+
+def test_a_file_that_is_removed_and_comes_back_is_not_taken_in_twice(
+    root: Path, event_log: EventLog, ingest: Ingest
+) -> None:
+    prince = Microscope(root)
+    dropped = prince.drop("1.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "1.json"), "taking it in")
+            content = dropped.read_text()
+            dropped.unlink()
+            await asyncio.sleep(1.2)
+            dropped.write_text(content)
+            await until(lambda: ingest.runs["prince/events/1.json"] == 2, "another look")
+
+    asyncio.run(test())
+    assert said(event_log) == [("ingested", "events/1.json")]
+
+
+def test_what_changed_during_the_verdict_is_looked_at_again(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that is away for just that moment: afterwards all is as it was before."""
+    prince = Microscope(root)
+    prince.drop("1.json")
+    check = ImagingSystem.check_images
+
+    def away_for_a_moment(system: ImagingSystem, event: ImagingEvent) -> Path:
+        monkeypatch.setattr(ImagingSystem, "check_images", check)
+        (prince.directory / event.img_dir).rename(prince.directory / "away")
+        return check(system, event)
+
+    monkeypatch.setattr(ImagingSystem, "check_images", away_for_a_moment)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(rejected(event_log, "1.json"), "rejection")
+            event = json.loads((prince.events / "1.json").read_text())
+            (prince.directory / "away").rename(prince.directory / event["img_dir"])
+            await until(taken_in(event_log, "1.json"), "taking it in")
+
+    asyncio.run(test())
+
+
+# --- what goes away and comes back
+
+
+def test_an_events_directory_that_vanishes_and_comes_back(
+    root: Path, event_log: EventLog, ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prince, aretha = Microscope(root), Microscope(root, "aretha")
+    prince.drop("1.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "1.json"), "taking it in")
+            shutil.move(prince.directory, tmp_path / "away")
+            aretha.drop("2.json")
+            await until(taken_in(event_log, "2.json"), "taking in of the other system")
+            await asyncio.sleep(1.2)  # a rescan without the directory
+            shutil.move(tmp_path / "away", prince.directory)
+            prince.drop("3.json")
+            await until(taken_in(event_log, "3.json"), "taking in after it came back")
+            shutil.rmtree(prince.events)
+            await asyncio.sleep(1.2)
+            prince.events.mkdir()
+            await asyncio.sleep(2.2)  # a rescan with it: the observer is there again
+            monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
+            await asyncio.sleep(1.2)
+            prince.drop("4.json")
+            await until(taken_in(event_log, "4.json"), "taking in by a hint")
+
+    asyncio.run(test())
+    assert set(ingest.runs.values()) == {1}
+
+
+def test_the_whole_root_may_come_late(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    root.rmdir()
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await asyncio.sleep(0.5)
+            Microscope(root).drop("1.json")
+            await until(taken_in(event_log, "1.json"), "taking it in")
+
+    asyncio.run(test())
+
+
+def test_files_wait_while_a_service_is_away(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prince = Microscope(root)
+    prince.drop("1.json")
+    ingest.failures = [httpx.ConnectError("Prefect is away"), RedisConnectionError("Redis is away")]
+    concluded, failures = EventLog.concluded, [RedisConnectionError("Redis is away")]
+
+    def away_at_first(log: EventLog, system: str) -> dict[str, str]:
+        if failures:
+            raise failures.pop()
+        return concluded(log, system)
+
+    monkeypatch.setattr(EventLog, "concluded", away_at_first)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            prince.drop("2.json")
+            await until(taken_in(event_log, "1.json", "2.json"), "taking them in")
+
+    asyncio.run(test())
+    assert set(ingest.runs.values()) == {1}
+
+
+def test_one_file_that_cannot_be_read_does_not_hold_up_the_others(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prince = Microscope(root)
+    for number in range(10):
+        prince.drop(f"{number}.json")
+    read = ImagingSystem.read_event
+
+    def stale(system: ImagingSystem, event_file: str) -> ImagingEvent:
+        if event_file == "events/3.json":
+            raise OSError(116, "Stale file handle")
+        return read(system, event_file)
+
+    monkeypatch.setattr(ImagingSystem, "read_event", stale)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            others = [f"{number}.json" for number in range(10) if number != 3]
+            await until(taken_in(event_log, *others), "taking in the others")
+            monkeypatch.setattr(ImagingSystem, "read_event", read)
+            await until(taken_in(event_log, "3.json"), "taking it in after all")
+
+    asyncio.run(test())
+    assert Rejected.type not in {type for type, _ in said(event_log)}
