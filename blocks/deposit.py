@@ -47,11 +47,18 @@ def deposit(wire: S3Wire, bundle: Bundle, key: str, timestep_id: UUID, sending: 
         _compare(wire, found, bundle, identity)
         return _recognise(wire, found, reader)
 
-    if bundle.size <= sending.part_size:
-        sending.fence()
-        receipt = send_whole(wire, key, reader, identity)
-    else:
-        receipt = MultipartUpload(wire, key, identity, sending).send(reader)
+    try:
+        if bundle.size <= sending.part_size:
+            sending.fence()
+            receipt = send_whole(wire, key, reader, identity)
+        else:
+            receipt = MultipartUpload(wire, key, identity, sending).send(reader)
+    except KeyTaken:
+        # Another worker may have sent the same bundle meanwhile.
+        if found := s3_object.head(wire, key):
+            _compare(wire, found, bundle, identity)
+            return _recognise(wire, found, reader)
+        raise
 
     found = s3_object.head(wire, key)
     if found is None:

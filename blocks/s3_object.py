@@ -22,7 +22,7 @@ from blocks.s3_wire import S3Wire
 CONTENT_TYPE = "application/x-tar"
 
 # A timeout applies to each of these, not to a whole body.
-_SEND_BYTES = 256 << 10
+_SEND_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from blocks.bundle import Bundle, SourceChanged
 from blocks.incomplete_uploads import abort_abandoned, expire_by_rule
@@ -95,6 +96,17 @@ def test_what_is_not_there_is_said(store: ObjectStore, any_s3: str) -> None:
     elsewhere = store.model_copy(update={"bucket_name": "no-such-bucket"})
     with pytest.raises(ObjectStoreError, match=f"no-such-bucket at {any_s3}.*does not exist"):
         elsewhere.check()
+
+
+def test_secrets_are_not_told(store: ObjectStore) -> None:
+    parameters = {"aws_access_key_id": "unknown", "aws_secret_access_key": SecretStr("very-secret")}
+    elsewhere = store.model_copy(
+        update={"credentials": store.credentials.model_copy(update=parameters), "bucket_name": "no-such-bucket"}
+    )
+    with pytest.raises(ObjectStoreError) as refused:
+        elsewhere.check()
+    told = f"{refused.value!r} {refused.value.__cause__!r} {elsewhere!r} {elsewhere.wire!r}"
+    assert "very-secret" not in told
 
 
 def test_keys_are_required() -> None:

@@ -19,8 +19,8 @@ from tests.conftest import make_store
 from tests.faulty_proxy import FaultyProxy, Refuse
 from tests.images import KEY, MIB, TIMESTEP, make_images
 
-IMAGES = [4 * MIB] * 10 + [123]
-PARTS = 9
+IMAGES = [4 * MIB] * 7 + [123]
+PARTS = 6
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_after_sigkill_only_what_is_missing_is_sent(
     source: Path, store: ObjectStore, proxy: FaultyProxy, journal: RedisJournal, redis_url: str
 ) -> None:
     with attempt(source, store, redis_url) as process:
-        wait_until_parts_are_recorded(journal, 4)
+        wait_until_parts_are_recorded(journal, 3)
         process.kill()
         process.wait()
     recorded = len(journal.parts(KEY))
@@ -155,6 +155,20 @@ def test_a_key_that_is_taken_meanwhile_is_not_overwritten(
         store.upload(Bundle.of(source, b"{}"), KEY, TIMESTEP, journal, fence=take_key)
 
     assert b"".join(store.read_range(KEY, 0, 7)) == b"another"
+    assert "Uploads" not in store.client.list_multipart_uploads(Bucket=store.bucket_name)
+
+
+def test_the_same_bundle_sent_meanwhile_is_recognised(
+    source: Path, store: ObjectStore, proxy: FaultyProxy, journal: RedisJournal
+) -> None:
+    def send_meanwhile() -> None:
+        if store.head(KEY) is None:
+            store.upload(Bundle.of(source, b"{}"), KEY, TIMESTEP)
+
+    stored = store.upload(Bundle.of(source, b"{}"), KEY, TIMESTEP, journal, fence=send_meanwhile)
+
+    assert any("read back completely" in check for check in stored.proof.checks)
+    assert store.verify(KEY, stored.images, stored.sha256) == []
     assert "Uploads" not in store.client.list_multipart_uploads(Bucket=store.bucket_name)
 
 
