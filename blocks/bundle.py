@@ -70,8 +70,8 @@ class Bundle:
         self.members = members
         self.metadata = metadata
         # Like GNU tar: two empty blocks, then filled up to whole records.
-        self._end = members[-1].end + 2 * tarfile.BLOCKSIZE
-        self.size = self._end + -self._end % tarfile.RECORDSIZE
+        end = members[-1].end + 2 * tarfile.BLOCKSIZE
+        self.size = end + -end % tarfile.RECORDSIZE
         layout = hashlib.sha256(metadata)
         for member in members:
             layout.update(member.header)
@@ -138,6 +138,10 @@ class Bundle:
         """
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"{start} to {stop} is not a range of a bundle of {self.size} bytes")
+        return filter(None, self._pieces(start, stop))
+
+    def _pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """What the range covers of headers, contents and padding; some pieces are empty."""
         for member in self.members:
             if member.end <= start or stop <= member.offset:
                 continue

@@ -1,7 +1,6 @@
 """What uploads leave behind that were begun and never completed: it costs space and is not listed."""
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 from blocks.object_errors import Refused
@@ -22,7 +21,7 @@ def expire_by_rule(wire: S3Wire, days: int = 7) -> None:
     what = f"setting the lifecycle of {wire.location}"
     rules: list[LifecycleRuleOutputTypeDef] = []
     try:
-        answer = wire.call(what, partial(wire.client.get_bucket_lifecycle_configuration, Bucket=wire.bucket))
+        answer = wire.call(what, wire.client.get_bucket_lifecycle_configuration, Bucket=wire.bucket)
         rules = [rule for rule in answer["Rules"] if rule.get("ID") != RULE]
     except Refused as error:
         if error.code != "NoSuchLifecycleConfiguration":
@@ -35,12 +34,12 @@ def expire_by_rule(wire: S3Wire, days: int = 7) -> None:
             "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": days},
         }
     )
-    put = partial(
+    wire.call(
+        what,
         wire.client.put_bucket_lifecycle_configuration,
         Bucket=wire.bucket,
         LifecycleConfiguration={"Rules": rules},
     )
-    wire.call(what, put)
 
 
 def abort_abandoned(wire: S3Wire, older_than: timedelta) -> list[str]:
@@ -59,11 +58,11 @@ def abort_abandoned(wire: S3Wire, older_than: timedelta) -> list[str]:
     )
     abandoned = [upload for upload in uploads if upload["Initiated"] < begun_before]
     for upload in abandoned:
-        abort = partial(
+        wire.call(
+            f"aborting the upload of {upload['Key']}",
             wire.client.abort_multipart_upload,
             Bucket=wire.bucket,
             Key=upload["Key"],
             UploadId=upload["UploadId"],
         )
-        wire.call(f"aborting the upload of {upload['Key']}", abort)
     return [upload["Key"] for upload in abandoned]

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -109,13 +108,11 @@ class MultipartUpload:
         self.sending.fence()
         answer = self.wire.call(
             f"beginning the upload of {self.key}",
-            partial(
-                self.wire.client.create_multipart_upload,
-                Bucket=self.wire.bucket,
-                Key=self.key,
-                Metadata=self.metadata,
-                ContentType=s3_object.CONTENT_TYPE,
-            ),
+            self.wire.client.create_multipart_upload,
+            Bucket=self.wire.bucket,
+            Key=self.key,
+            Metadata=self.metadata,
+            ContentType=s3_object.CONTENT_TYPE,
         )
         upload = OpenUpload(
             upload_id=answer["UploadId"],
@@ -136,9 +133,7 @@ class MultipartUpload:
             self._abort(upload.upload_id)
             return None
         try:
-            stored = self.wire.call(
-                f"looking up the parts of {self.key}", partial(self._stored_parts, upload.upload_id)
-            )
+            stored = self.wire.call(f"looking up the parts of {self.key}", self._stored_parts, upload.upload_id)
         except Refused as error:
             if error.code not in _UPLOAD_GONE:
                 raise
@@ -210,13 +205,11 @@ class MultipartUpload:
         try:
             self.wire.call(
                 f"completing {self.key}",
-                partial(
-                    self.wire.client.complete_multipart_upload,
-                    Bucket=self.wire.bucket,
-                    Key=self.key,
-                    UploadId=upload.upload_id,
-                    MultipartUpload={"Parts": listed},
-                ),
+                self.wire.client.complete_multipart_upload,
+                Bucket=self.wire.bucket,
+                Key=self.key,
+                UploadId=upload.upload_id,
+                MultipartUpload={"Parts": listed},
             )
         except Refused as error:
             # Or it was completed, and only the answer got lost: the object itself will tell.

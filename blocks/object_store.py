@@ -1,7 +1,7 @@
 """The bucket that holds the timesteps' tars."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
 from uuid import UUID
 
@@ -222,7 +222,7 @@ class ObjectStore(S3Bucket):
             ObjectStoreError: if there is no such object or it can't be asked.
         """
         answer = self.wire.call(
-            f"reading the tags of {key}", partial(self.client.get_object_tagging, Bucket=self.bucket_name, Key=key)
+            f"reading the tags of {key}", self.client.get_object_tagging, Bucket=self.bucket_name, Key=key
         )
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
@@ -232,13 +232,13 @@ class ObjectStore(S3Bucket):
         Raises:
             ObjectStoreError: if there is no such object or it can't be changed.
         """
-        put = partial(
+        self.wire.call(
+            f"tagging {key}",
             self.client.put_object_tagging,
             Bucket=self.bucket_name,
             Key=key,
             Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]},
         )
-        self.wire.call(f"tagging {key}", put)
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
 import urllib3
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -88,14 +89,17 @@ class S3Wire:
             **_trust(credentials),
         )
 
-    def call(self, what: str, operation: Callable[[], T]) -> T:
+    def call(self, what: str, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call one of the client's methods with our patience and our errors.
+
+        Args:
+            what: is being done, for the message should it fail.
 
         Raises:
             Refused: if the store says no.
             ObjectStoreError: when patience ends.
         """
-        return self.patience.retry(what, partial(_translate_errors, what, operation))
+        return self.patience.retry(what, partial(_translate_errors, what, partial(operation, *args, **kwargs)))
 
     def request(
         self,
