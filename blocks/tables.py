@@ -99,7 +99,7 @@ class Timestep(SQLModel, table=True):
     layout_digest: str | None = None
     upload_started_at: datetime | None = None
     verified_at: datetime | None = None
-    checks: list[str] | None = Field(default=None, sa_column=Column(JSON))
+    checks: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class TimestepImage(SQLModel, table=True):

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID, uuid5
 
-from sqlalchemy import delete, func, tuple_
+from sqlalchemy import delete, func, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, SQLModel, col, select
 
@@ -23,7 +23,6 @@ _WRITER_LOCK = 7_303_014_002
 # Namespace of the archives' ids, which follow from their paths on tape; any fixed UUID would do.
 _ARCHIVE_IDS = UUID("0c8f1c7e-50ab-4c7e-8f6e-2d2f1f2c9a34")
 
-EventFile = tuple[str, str]  # the system, and the path below its directory
 Said = tuple[datetime, EventData]
 
 
@@ -41,55 +40,61 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     events = [(entry.id, entry.decode()) for entry in entries]
     # Deriving reads what others have written, so writers take turns.
     session.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
-    news = _keep_history(session, events)
-    archived_keys = _keep_archives(session, [event for event in news if isinstance(event.data, Archived)])
+    news, event_files = _keep_history(session, events)
     ids = {event.data.timestep_id for event in news if isinstance(event.data, Ingested | Uploaded | Failed)}
-    ids.update(session.exec(select(Timestep.id).where(col(Timestep.key).in_(archived_keys))))
     timesteps = _derive_timesteps(session, ids)
     _keep_images(session, timesteps, [event.data for event in news if isinstance(event.data, Uploaded)])
-    _derive_rejections(
-        session,
-        {(event.data.system, event.data.event_file) for event in news if isinstance(event.data, Ingested | Rejected)},
-    )
+    archived_keys = _keep_archives(session, [event for event in news if isinstance(event.data, Archived)])
+    _derive_archived(session, archived_keys | {row["key"] for row in timesteps.values() if row["key"]})
+    _derive_rejections(session, event_files)
 
 
-def _keep_history(session: Session, events: Iterable[tuple[str, LogEvent]]) -> list[LogEvent]:
-    """Add to the history what it lacks, and return that. Of an event that was said twice, the first stands."""
-    rows: dict[UUID, TimestepEvent] = {}
-    said: dict[UUID, LogEvent] = {}
-    for entry_id, event in events:
-        row = _history_row(entry_id, event)
-        if event.id not in rows or _precedence(row) < _precedence(rows[event.id]):
-            rows[event.id], said[event.id] = row, event
-    for known in session.exec(select(TimestepEvent).where(col(TimestepEvent.id).in_(rows))):
-        if _precedence(known) <= _precedence(rows[known.id]):
-            del rows[known.id]
-    _upsert(session, TimestepEvent, [row.model_dump() for row in rows.values()])
-    return [said[id] for id in rows]
+def _keep_history(
+    session: Session, events: Iterable[tuple[str, LogEvent]]
+) -> tuple[list[LogEvent], set[tuple[str, str]]]:
+    """Add to the history what it lacks. Of an event that was said twice, the first stands.
+
+    Returns:
+        What was added, and the event files (system, path) of which the history now says something else.
+    """
+    first: dict[UUID, tuple[str, LogEvent]] = {}
+    for entry_id, event in sorted(events, key=lambda said: _precedence(said[1].time, said[0])):
+        first.setdefault(event.id, (entry_id, event))
+    row = TimestepEvent
+    for id, at, known_entry_id in session.exec(select(row.id, row.time, row.entry_id).where(col(row.id).in_(first))):
+        entry_id, event = first[id]
+        if _precedence(at, known_entry_id) <= _precedence(event.time, entry_id):
+            del first[id]
+    # What is replaced may have named another event file: several may announce the same timestep.
+    files = set(session.exec(select(row.system, row.event_file).where(col(row.id).in_(first))))
+    rows = [_history_row(entry_id, event) for entry_id, event in first.values()]
+    _upsert(session, TimestepEvent, rows)
+    files |= {(row["system"], row["event_file"]) for row in rows}
+    return [event for _, event in first.values()], {(system, file) for system, file in files if system and file}
 
 
-def _history_row(entry_id: str, event: LogEvent) -> TimestepEvent:
+def _precedence(at: datetime, entry_id: str) -> tuple[datetime, list[int]]:
+    return at, [int(part) for part in entry_id.split("-")]
+
+
+def _history_row(entry_id: str, event: LogEvent) -> dict[str, Any]:
     data = event.data
-    return TimestepEvent(
-        id=event.id,
-        entry_id=entry_id,
-        type=event.type,
-        source=event.source,
-        time=event.time,
-        timestep_id=data.timestep_id,
-        system=getattr(data, "system", None),
-        event_file=getattr(data, "event_file", None),
-        key=data.key if isinstance(data, Archived) else None,
-        data=data.model_dump(mode="json", exclude={"images"}),
-    )
+    return {
+        "id": event.id,
+        "entry_id": entry_id,
+        "type": event.type,
+        "source": event.source,
+        "time": event.time,
+        "timestep_id": data.timestep_id,
+        "system": getattr(data, "system", None),
+        "event_file": getattr(data, "event_file", None),
+        "key": data.key if isinstance(data, Archived) else None,
+        "data": data.model_dump(mode="json", exclude={"images"}),
+    }
 
 
-def _precedence(row: TimestepEvent) -> tuple[datetime, list[int]]:
-    return row.time, [int(part) for part in row.entry_id.split("-")]
-
-
-def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, Timestep]:
-    """Compute timesteps from their histories, and from the archives that hold their objects."""
+def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, dict[str, Any]]:
+    """Compute the rows of timesteps from their histories; all but what archives say about them."""
     event = TimestepEvent
     telling = (Ingested.type, Uploaded.type, Failed.type)
     history: dict[UUID, list[Said]] = defaultdict(list)
@@ -99,68 +104,78 @@ def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID
         .order_by(col(event.time), col(event.id))
     ):
         history[cast(UUID, id)].append((at, DATA_TYPES[type].model_validate({"images": [], **data})))
-    timesteps = {id: timestep_from(said) for id, said in history.items()}
-
-    first_archived = (
-        select(ArchiveMember.key, func.min(ArchiveMember.archived_at))
-        .where(col(ArchiveMember.key).in_({timestep.key for timestep in timesteps.values()}))
-        .group_by(col(ArchiveMember.key))
-    )
-    archived_at = dict(session.exec(first_archived).all())
-    for timestep in timesteps.values():
-        timestep.archived_at = archived_at.get(timestep.key) if timestep.key else None
-    # The state is PostgreSQL's to compute.
-    _upsert(session, Timestep, [timestep.model_dump(exclude={"state"}) for timestep in timesteps.values()])
-    return timesteps
+    rows = {id: timestep_row(said) for id, said in history.items()}
+    _upsert(session, Timestep, list(rows.values()))
+    return rows
 
 
-def timestep_from(history: Sequence[Said]) -> Timestep:
-    """What a timestep's history, oldest event first, says about it; all but its archive.
+def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
+    """What a timestep's history, oldest event first, says about it.
 
     The first ingestion stands, and the last upload. A failure counts until it is followed by an upload.
     """
     ingested = next(((at, data) for at, data in history if isinstance(data, Ingested)), None)
     uploaded = next(((at, data) for at, data in reversed(history) if isinstance(data, Uploaded)), None)
     failed = next(((at, data) for at, data in reversed(history) if isinstance(data, Failed)), None)
+    if failed and uploaded and uploaded[0] >= failed[0]:
+        failed = None
     _, announcement = cast(tuple[datetime, Ingested | Uploaded | Failed], ingested or uploaded or failed)
+    ingested_at, ingestion = ingested or (None, None)
+    uploaded_at, upload = uploaded or (None, None)
+    failed_at, failure = failed or (None, None)
     event = announcement.event
-    timestep = Timestep(
-        id=announcement.timestep_id,
-        system=announcement.system,
-        experiment_id=event.experiment_id,
-        plate=event.plate,
-        cross_date=event.cross_date,
-        position=event.position,
-        type=event.event_type,
-        timestamp=event.timestamp,
-        image_count=event.img_count,
-        image_dir=event.img_dir,
-        announced=event.document(),
+    return {
+        "id": announcement.timestep_id,
+        "system": announcement.system,
+        "experiment_id": event.experiment_id,
+        "plate": event.plate,
+        "cross_date": event.cross_date,
+        "position": event.position,
+        "type": event.event_type,
+        "timestamp": event.timestamp,
+        "image_count": event.img_count,
+        "image_dir": event.img_dir,
+        "announced": event.document(),
+        "ingested_at": ingested_at,
+        "event_file": ingestion and ingestion.event_file,
+        "uploaded_at": uploaded_at,
+        "bucket": upload and upload.bucket,
+        "key": upload and upload.key,
+        "size": upload and upload.size,
+        "etag": upload and upload.etag,
+        "sha256": upload and upload.sha256,
+        "layout_digest": upload and upload.layout_digest,
+        "upload_started_at": upload and upload.started_at,
+        "verified_at": upload and upload.proof.verified_at,
+        "checks": upload and upload.proof.checks,
+        "failed_at": failed_at,
+        "failed_stage": failure and failure.stage,
+        "failed_reason": failure and failure.reason,
+        "failed_flow_run_id": failure and failure.flow_run_id,
+    }
+
+
+def _derive_archived(session: Session, keys: set[str]) -> None:
+    """Tell the timesteps with these objects when an archive first had them."""
+    first = (
+        select(func.min(ArchiveMember.archived_at)).where(col(ArchiveMember.key) == col(Timestep.key)).scalar_subquery()
     )
-    if ingested:
-        timestep.ingested_at, timestep.event_file = ingested[0], ingested[1].event_file
-    if uploaded:
-        timestep.uploaded_at, upload = uploaded
-        timestep.bucket, timestep.key = upload.bucket, upload.key
-        timestep.size, timestep.etag, timestep.sha256 = upload.size, upload.etag, upload.sha256
-        timestep.layout_digest, timestep.upload_started_at = upload.layout_digest, upload.started_at
-        timestep.verified_at, timestep.checks = upload.proof.verified_at, upload.proof.checks
-    if failed and not (uploaded and uploaded[0] >= failed[0]):
-        timestep.failed_at, failure = failed
-        timestep.failed_stage, timestep.failed_reason = failure.stage, failure.reason
-        timestep.failed_flow_run_id = failure.flow_run_id
-    return timestep
+    session.execute(
+        update(Timestep)
+        .where(col(Timestep.key).in_(keys), col(Timestep.archived_at).is_distinct_from(first))
+        .values(archived_at=first)
+        .execution_options(synchronize_session=False)
+    )
 
 
-def _keep_images(session: Session, timesteps: dict[UUID, Timestep], uploads: Iterable[Uploaded]) -> None:
+def _keep_images(session: Session, timesteps: dict[UUID, dict[str, Any]], uploads: Iterable[Uploaded]) -> None:
     """Replace the images of the timesteps whose object is what one of these uploads sent."""
     current = {
-        upload.timestep_id: upload for upload in uploads if upload.sha256 == timesteps[upload.timestep_id].sha256
+        upload.timestep_id: upload for upload in uploads if upload.sha256 == timesteps[upload.timestep_id]["sha256"]
     }
     session.execute(delete(TimestepImage).where(col(TimestepImage.timestep_id).in_(current)))
     rows = [{"timestep_id": id, **image.model_dump()} for id, upload in current.items() for image in upload.images]
-    if rows:
-        session.execute(insert(TimestepImage), rows)
+    _upsert(session, TimestepImage, rows)
 
 
 def _keep_archives(session: Session, notices: Iterable[LogEvent]) -> set[str]:
@@ -178,10 +193,10 @@ def _keep_archives(session: Session, notices: Iterable[LogEvent]) -> set[str]:
     return {notice.key for _, notice in said}
 
 
-def _derive_rejections(session: Session, files: set[EventFile]) -> None:
+def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
     """Compute which of these event files are rejected: by the last rejection, unless taken in since."""
     event = TimestepEvent
-    rejected: dict[EventFile, RejectedEventFile] = {}
+    rejected: dict[tuple[str, str], RejectedEventFile] = {}
     for id, type, at, data in session.exec(
         select(event.id, event.type, event.time, event.data)
         .where(tuple_(event.system, event.event_file).in_(files), col(event.type).in_((Ingested.type, Rejected.type)))
@@ -206,8 +221,9 @@ def _upsert(
     """Insert rows, or replace those with the same primary key: all, or only by a lower value of some columns."""
     if not rows:
         return
-    statement = insert(table)
+    # Not the mapped class: SQLAlchemy would then send row by row.
     columns = table.__table__.columns  # type: ignore[attr-defined]
+    statement = insert(table.__table__)  # type: ignore[attr-defined]
     session.execute(
         statement.on_conflict_do_update(
             index_elements=[name for name in rows[0] if columns[name].primary_key],

@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from blocks.database import create_engine
 from blocks.event_log import Entry, EventLog
-from blocks.settings import get_settings
+from blocks.settings import Settings, get_settings
 from flows.apply import apply_events
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ async def record_events(consumer: str, limit: int = 500) -> int:
         consumer: the stable name under which the stream hands out entries.
         limit: at most this many entries per transaction.
     """
-    recorded = await asyncio.to_thread(_record, consumer, limit)
+    recorded = await asyncio.to_thread(record, get_settings(), consumer, limit)
     get_run_logger().info("recorded %d events", recorded)
     return recorded
 
 
-def _record(consumer: str, limit: int) -> int:
-    settings = get_settings()
+def record(settings: Settings, consumer: str, limit: int) -> int:
+    """Record what waits in the stream that the settings name, in the database that they name."""
     engine = create_engine(settings)
     try:
         with closing(EventLog.from_settings(settings)) as log:
