@@ -6,8 +6,11 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -15,6 +18,8 @@ import typer
 
 from blocks.errors import ArchiverError
 from blocks.settings import get_settings
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Moves timesteps to object storage.")
 
@@ -104,13 +109,23 @@ def mock_microscope(
 
 
 def _run(entrypoint: Coroutine[None, None, None]) -> None:
-    """Run an entrypoint and end the process, even while a thread is still at work.
+    """Run an entrypoint until SIGTERM or SIGINT and end the process, even while a thread is still at work.
 
     A thread can't be cancelled, and waiting for an upload of gigabytes would outlast any grace
     time. What it does is not acknowledged, so it is done again.
     """
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(entrypoint)
+    task = loop.create_task(entrypoint)
+
+    def stop(number: int, _frame: object) -> None:
+        logger.info("%s: stopping", signal.Signals(number).name)
+        loop.call_soon_threadsafe(task.cancel)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    # Not in the main thread: there, Prefect's flow engine takes SIGTERM for itself while a flow runs.
+    with ThreadPoolExecutor(1) as beside, suppress(asyncio.CancelledError):
+        beside.submit(loop.run_until_complete, task).result()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

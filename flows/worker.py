@@ -8,7 +8,6 @@ of our runs do. Registered under the entry point `prefect.collections`, so that
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 from uuid import UUID
@@ -72,21 +71,12 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
 
 
 async def serve(worker: InProcessWorker, *companions: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a worker and what belongs to the same entrypoint until SIGTERM or SIGINT.
+    """Run a worker and what belongs to the same entrypoint until cancelled.
 
     What is under way then is cancelled; it is not acknowledged yet, so it is taken up again
     after the next start.
     """
     async with anyio.create_task_group() as group:
-
-        async def stop_on_signal() -> None:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for number in signals:
-                    logger.info("%s: stopping %s", signal.Signals(number).name, worker.name)
-                    group.cancel_scope.cancel()
-                    return
-
-        group.start_soon(stop_on_signal)
         group.start_soon(worker.start)
         for companion in companions:
             group.start_soon(companion)
