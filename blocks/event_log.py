@@ -163,6 +163,10 @@ class EventLog(Block):
         answer = self.redis.xautoclaim(self.stream, group, consumer, int(idle_seconds * 1000), count=count)
         return [Entry(id, fields) for id, fields in cast(list[tuple[str, dict[str, str]]], answer[1]) if fields]
 
+    def is_pending(self, group: Group, id: str) -> bool:
+        """Whether an entry was delivered to the group and is not acknowledged."""
+        return bool(self.redis.xpending_range(self.stream, group, id, id, 1))
+
     def acknowledge(self, group: Group, *ids: str) -> None:
         """Say that the work these entries asked for is durable."""
         if ids:

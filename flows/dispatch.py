@@ -49,11 +49,14 @@ class Runs:
         self._client = client
         self._executing = executing
 
-    async def drive(self, key: str, name: str, parameters: dict[str, Any], tags: list[str]) -> FlowRun:
+    async def drive(
+        self, key: str, name: str, parameters: dict[str, Any], tags: list[str], is_done: Callable[[], bool]
+    ) -> FlowRun:
         """See to it that a live run does this work, and give it back.
 
-        Called for work that is not done yet. Where the last run for `key` ended without doing
-        it, or nobody executes it any more, the next attempt gets a run of its own.
+        Where the last run for `key` ended without doing the work, or nobody executes it any more,
+        the next attempt gets a run of its own. `is_done` is asked only after a run has ended, so
+        that one which ends right now is not taken for one that left its work undone.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             run = await arun_deployment(
@@ -66,7 +69,7 @@ class Runs:
                 timeout=0,
                 as_subflow=False,
             )
-            if await self._is_live(run):
+            if await self._is_live(run) or await asyncio.to_thread(is_done):
                 return run
         raise NoProgress(f"{name}: {MAX_ATTEMPTS} runs ended without doing it; look at them in the Prefect UI")
 
@@ -151,8 +154,10 @@ class UploadDispatcher:
         await self._runs.drive(
             key=f"{timestep.timestep_id}:{entry.id}",
             name=f"upload {timestep.title}",
-            parameters={"timestep": timestep.model_dump(mode="json"), "entry_id": entry.id},
+            # As text: Prefect resolves `$ref` and `__prefect_kind` in parameters, wherever they stand.
+            parameters={"timestep": timestep.model_dump_json(), "entry_id": entry.id},
             tags=[timestep.system, timestep.event.experiment_id],
+            is_done=lambda: not self._log.is_pending(self.group, entry.id),
         )
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from prefect import State, flow, get_run_logger, task
 from prefect.runtime import flow_run as current_run
+from pydantic import Json
 
 from blocks.bundle import Bundle
 from blocks.event_log import EventLog
@@ -81,11 +82,11 @@ async def upload_and_prove(timestep: Ingested) -> Uploaded:
 
 
 @flow(name="upload-timestep", flow_run_name="upload {timestep.title}", persist_result=False)
-async def upload_timestep(timestep: Ingested, entry_id: str | None = None) -> None:
+async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None) -> None:
     """Upload an ingested timestep and say so in the stream; safe to run again at any time.
 
     Args:
-        timestep: what was ingested.
+        timestep: what was ingested, as JSON.
         entry_id: its entry in the stream, acknowledged when the outcome is in the stream.
     """
     get_settings().require("data_dir")

@@ -214,6 +214,7 @@ class Watcher:
                 name=f"ingest {view.system.name} {event_file}",
                 parameters={"system": view.system.name, "event_file": event_file},
                 tags=[view.system.name, *([event.experiment_id] if event else [])],
+                is_done=lambda: (self._log.conclusion(view.system.name, event_file) or "") != before,
             )
         except NoProgress:
             logger.exception("%s/%s stays where it is", view.system.name, event_file)
