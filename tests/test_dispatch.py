@@ -31,9 +31,9 @@ def runs(client: PrefectClient, executing: Executing = nobody) -> Runs:
     return Runs("ingest-timestep/event-ingester", client, executing)
 
 
-async def drive(runs: Runs, key: str = "a key") -> FlowRun:
+async def drive(runs: Runs, key: str = "a key", *, done: bool = False) -> FlowRun:
     parameters = {"system": "prince", "event_file": "events/1.json"}
-    return await runs.drive(key, f"ingest {key}", parameters, ["prince"])
+    return await runs.drive(key, f"ingest {key}", parameters, ["prince"], is_done=lambda: done)
 
 
 def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str) -> None:
@@ -53,6 +53,7 @@ def test_work_that_is_not_done_gets_another_run_once_its_run_ended(prefect: str)
     async def gets_another(client: PrefectClient, state: State[Any]) -> bool:
         first = await drive(runs(client), key=str(state.name))
         await client.set_flow_run_state(first.id, state, force=True)
+        assert (await drive(runs(client), key=str(state.name), done=True)).id == first.id
         second = await drive(runs(client), key=str(state.name))
         assert (await drive(runs(client), key=str(state.name))).id == second.id
         return second.id != first.id
@@ -147,7 +148,7 @@ class StandIn:
         self.driven: list[str] = []
         self.failures: list[Exception] = []
 
-    async def drive(self, key: str, name: str, parameters: dict[str, Any], tags: list[str]) -> None:
+    async def drive(self, key: str, name: str, parameters: dict[str, Any], **_rest: object) -> None:
         if self.failures:
             raise self.failures.pop(0)
         self.driven.append(parameters["entry_id"])

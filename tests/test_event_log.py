@@ -115,6 +115,8 @@ def test_what_is_not_acknowledged_is_held(event_log: EventLog) -> None:
     assert ids(event_log.held("upload-worker", "one", count=100, after=held[0])) == held[1:]
     assert event_log.held("upload-worker", "two", count=100) == []
     assert event_log.held("state-manager", "one", count=100) == []
+    assert [event_log.is_pending("upload-worker", id) for id in wanted] == [True, False, True, True]
+    assert not event_log.is_pending("state-manager", wanted[0])
     event_log.acknowledge("upload-worker")
     event_log.acknowledge("upload-worker", *wanted)
     event_log.acknowledge("upload-worker", *wanted)

@@ -38,7 +38,7 @@ class Ingest:
         self.keys: list[str] = []
         self.failures: list[Exception] = []
 
-    async def drive(self, key: str, name: str, parameters: dict[str, Any], tags: list[str]) -> None:
+    async def drive(self, key: str, name: str, parameters: dict[str, Any], **_rest: object) -> None:
         if self.failures:
             raise self.failures.pop(0)
         self.keys.append(key)

@@ -1,0 +1,297 @@
+"""Flow runs of the real deployments, executed by the in-process worker: files in; objects and stream entries out."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import AwaitingRetry
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from blocks.event_log import Backlog, EventLog
+from blocks.messages import Failed, ImagingEvent, Ingested, LogEvent, Uploaded, parse_event_file
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from flows import dispatch, upload, watch
+from flows.dispatch import upload_worker
+from flows.upload import OBJECT_STORE
+from flows.watch import event_ingester
+
+pytest_plugins = ["tests.prefect_server"]
+
+PATIENCE = 60.0
+AT = "2026-11-23 10:42:07"
+# What Prefect would resolve, hydrate, refuse or alter if it came across it in a run's parameters.
+ODD = {
+    "$ref": {"block_document_id": str(uuid4())},
+    "a reference": {"$ref": "#/definitions/position"},
+    "json": {"__prefect_kind": "json", "value": '{"a": 1}'},
+    "jinja": {"__prefect_kind": "jinja", "template": "{{ 1 + 1 }}"},
+    "variable": {"__prefect_kind": "workspace_variable", "variable_name": "secret"},
+    "template": "{{ prefect.variables.secret }} {timestep} %s",
+    "beyond 64 bits": 10**30,
+    "a NUL": "\0",
+    "deep": json.loads("[" * 60 + "]" * 60),
+    "large": "é" * 60_000,
+}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1.0)
+    monkeypatch.setattr(dispatch, "LOOK_AGAIN_SECONDS", 1.0)
+
+
+def drop(settings: Settings, system: str = "prince", images: int = 2, size: int = 3000, **fields: Any) -> ImagingEvent:
+    """Images, and then the event file that announces them; gives back what it says."""
+    directory = cast(Path, settings.data_dir) / system
+    timestep_id = uuid4()
+    (directory / "events").mkdir(parents=True, exist_ok=True)
+    (directory / timestep_id.hex / "Img").mkdir(parents=True)
+    for number in range(images):
+        (directory / timestep_id.hex / "Img" / f"{number}.tif").write_bytes(os.urandom(size))
+    event = {
+        "timestep_id": str(timestep_id),
+        "plate": 4,
+        "cross_date": "2026-11-01",
+        "position": 7,
+        "timestamp": f"{AT}Z",
+        "img_count": images,
+        "img_dir": timestep_id.hex,
+        **fields,
+    }
+    content = json.dumps(event, ensure_ascii=False)
+    (directory / "events" / f"{timestep_id.hex}.json").write_text(content)
+    return parse_event_file(content.encode(), cast(Any, None))
+
+
+def announced(log: EventLog, event: ImagingEvent) -> str:
+    """It was ingested already; gives back its entry."""
+    data = Ingested(timestep_id=event.timestep_id, system="prince", event_file="events/1.json", event=event)
+    return log.append(LogEvent.of(data, "test"))
+
+
+def said(log: EventLog, *types: type[Uploaded | Failed | Ingested]) -> list[Any]:
+    """What the stream says of these types, oldest first."""
+    entries = cast(list[tuple[str, dict[str, str]]], log.redis.xrange(log.stream))
+    data = (LogEvent.model_validate_json(fields["event"]).data for _, fields in entries)
+    return [one for one in data if isinstance(one, types)]
+
+
+def unpacked(store: ObjectStore, key: str) -> dict[str, bytes]:
+    content = store.client.get_object(Bucket=store.bucket_name, Key=key)["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return {member.name: cast(io.BufferedReader, tar.extractfile(member)).read() for member in tar}
+
+
+def assert_stored(settings: Settings, store: ObjectStore, event: ImagingEvent, system: str = "prince") -> None:
+    """Each image, byte for byte, and all that the microscope said."""
+    members = unpacked(store, event.key)
+    directory = cast(Path, settings.data_dir) / system / event.img_dir
+    images = {f"./{path.relative_to(directory)}": path.read_bytes() for path in directory.rglob("*.tif")}
+    assert {name: members.get(name) for name in images} == images
+    assert json.loads(members["./metadata.json"]) == {"system": system, **event.document()}
+
+
+@asynccontextmanager
+async def working(*entrypoints: Callable[[Settings], Any], settings: Settings) -> AsyncIterator[None]:
+    """Entrypoints at work, which must not end by themselves."""
+    tasks = [asyncio.create_task(entrypoint(settings)) for entrypoint in entrypoints]
+    try:
+        yield
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=20)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE} s"
+        await asyncio.sleep(0.1)
+
+
+async def flow_runs() -> list[FlowRun]:
+    async with get_client() as client:
+        return await client.read_flow_runs()
+
+
+async def final_states() -> list[str]:
+    """The states of all flow runs once they have ended."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            states = [run.state for run in await flow_runs()]
+            if all(state is not None and state.is_final() for state in states):
+                return sorted(str(state.name) for state in states if state is not None)
+            await asyncio.sleep(0.2)
+
+
+def is_done(log: EventLog) -> bool:
+    return log.backlog("upload-worker") == Backlog(0, 0, 0)
+
+
+def test_whatever_a_microscope_says_arrives_unchanged_in_one_run_per_stage(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    dropped = [drop(run_settings), drop(run_settings, metadata=ODD), drop(run_settings, experiment_id="a.b", **ODD)]
+    other = drop(run_settings, "are{tha} %s", event_type="video")
+
+    async def test() -> None:
+        async with working(event_ingester, upload_worker, settings=run_settings):
+            await until(lambda: len(said(event_log, Uploaded)) == 4 and is_done(event_log), "uploading all")
+            assert await final_states() == ["Completed"] * 8
+        assert {f"upload prince 20261101_004 {AT}", f"upload are{{tha}} %s 20261101_004 {AT}"} <= {
+            run.name for run in await flow_runs()
+        }
+
+    asyncio.run(test())
+    for event in dropped:
+        assert_stored(run_settings, object_store, event)
+    assert_stored(run_settings, object_store, other, "are{tha} %s")
+    assert said(event_log, Failed) == []
+
+
+def test_an_upload_that_failed_says_why_and_ends_well_when_it_is_retried(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    event = drop(run_settings)
+    surplus = cast(Path, run_settings.data_dir) / "prince" / event.img_dir / "surplus.tif"
+    surplus.touch()
+    announced(event_log, event)
+
+    async def test() -> None:
+        async with working(upload_worker, settings=run_settings):
+            await until(lambda: said(event_log, Failed) and is_done(event_log), "the failure")
+            (failure,) = said(event_log, Failed)
+            assert (failure.timestep_id, failure.stage, failure.attempt) == (event.timestep_id, "upload", 1)
+            assert "announces 2 images, but 3 are in" in failure.reason
+            surplus.unlink()
+            async with get_client() as client:
+                assert await final_states() == ["Failed"]
+                await client.set_flow_run_state(failure.flow_run_id, AwaitingRetry(), force=True)  # the UI's Retry
+            await until(lambda: said(event_log, Uploaded), "the upload")
+            assert await final_states() == ["Completed"]
+
+    asyncio.run(test())
+    assert_stored(run_settings, object_store, event)
+
+
+def test_an_entry_is_acknowledged_only_once_the_outcome_is_in_the_stream(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = drop(run_settings)
+    announced(event_log, event)
+    append, lost = EventLog.append, threading.Event()
+
+    def away_once(log: EventLog, said: LogEvent) -> str:
+        if said.type == Uploaded.type and not lost.is_set():
+            lost.set()
+            raise RedisConnectionError("Redis is away")
+        return append(log, said)
+
+    monkeypatch.setattr(EventLog, "append", away_once)
+
+    async def test() -> None:
+        async with working(upload_worker, settings=run_settings):
+            await until(lost.is_set, "an upload whose outcome was lost")
+            assert event_log.backlog("upload-worker").in_progress == 1
+            assert said(event_log, Uploaded) == []
+            await until(lambda: is_done(event_log), "another attempt")
+            assert await final_states() == ["Completed", "Failed"]
+
+    asyncio.run(test())
+    (uploaded,) = said(event_log, Uploaded)
+    assert uploaded.timestep_id == event.timestep_id
+    assert_stored(run_settings, object_store, event)
+
+
+def test_uploads_run_side_by_side_up_to_the_limit_of_their_pool(
+    run_settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [drop(run_settings, images=1) for _ in range(9)]
+    for event in events:
+        announced(event_log, event)
+    real, lock = upload.upload, threading.Lock()
+    now: Counter[str] = Counter()
+
+    def counted(*args: Any) -> Uploaded:
+        with lock:
+            now["running"] += 1
+            now["most"] = max(now["most"], now["running"])
+        time.sleep(2)
+        try:
+            return real(*args)
+        finally:
+            with lock:
+                now["running"] -= 1
+
+    monkeypatch.setattr(upload, "upload", counted)
+
+    async def test() -> None:
+        async with working(upload_worker, settings=run_settings):
+            await until(lambda: len(said(event_log, Uploaded)) == 9 and is_done(event_log), "uploading all")
+            assert await final_states() == ["Completed"] * 9
+
+    asyncio.run(test())
+    assert 2 <= now["most"] <= 4  # as prefect.yaml says
+
+
+def test_a_worker_that_is_stopped_hands_back_what_it_had_under_way(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    event = drop(run_settings, images=3, size=1_000_000)
+    announced(event_log, event)
+    slow = object_store.model_copy(update={"bytes_per_second": 100_000})
+    asyncio.run(slow.asave(OBJECT_STORE, overwrite=True))
+
+    async def is_running() -> bool:
+        return [run.state_name for run in await flow_runs()] == ["Running"]
+
+    async def test() -> None:
+        worker = _start_worker(tmp_path / "worker.log")
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not await is_running():
+                    assert worker.poll() is None, (tmp_path / "worker.log").read_text()
+                    await asyncio.sleep(0.2)
+            await asyncio.sleep(1)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(15) == 0, (tmp_path / "worker.log").read_text()
+        finally:
+            worker.kill()
+        assert said(event_log, Uploaded, Failed) == []
+        assert event_log.backlog("upload-worker").in_progress == 1
+        assert [run.state_name for run in await flow_runs()] == ["Crashed"]
+        await object_store.asave(OBJECT_STORE, overwrite=True)
+        event_log.redis.delete(f"{event_log.stream}:lease:{event.key}")  # as its time does later
+        async with working(upload_worker, settings=run_settings):
+            await until(lambda: is_done(event_log), "the upload by the next worker")
+
+    asyncio.run(test())
+    (uploaded,) = said(event_log, Uploaded)
+    assert uploaded.timestep_id == event.timestep_id
+    assert said(event_log, Failed) == []
+    assert_stored(run_settings, object_store, event)
+
+
+def _start_worker(log_file: Path) -> subprocess.Popen[bytes]:
+    env = os.environ | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with log_file.open("wb") as log:
+        return subprocess.Popen([sys.executable, "-m", "flows.cli", "upload-worker"], env=env, stdout=log, stderr=log)
