@@ -44,7 +44,8 @@ class Services:
             # Only the state-manager writes; PostgreSQL makes sure that we don't.
             engine=create_engine(settings).execution_options(postgresql_readonly=True),
             log=EventLog.from_settings(settings),
-            store=ObjectStore.from_settings(settings),
+            # A reader would rather be told that the storage is away than wait for it.
+            store=ObjectStore.from_settings(settings).model_copy(update={"timeout_seconds": 10, "patience_seconds": 5}),
         )
 
     def close(self) -> None:

@@ -1,10 +1,11 @@
 """The Redis stream: the one append-only log of everything that happened to a timestep."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Self, cast
+from uuid import UUID
 
 import redis
 from prefect.blocks.core import Block
@@ -139,18 +140,22 @@ class EventLog(Block):
                 if not str(error).startswith("BUSYGROUP"):
                     raise
 
+    def is_durable(self) -> bool:
+        """Whether Redis writes to an append-only file. One that does not tell is taken at its word."""
+        try:
+            return cast(dict[str, str], self.redis.config_get("appendonly")).get("appendonly", "yes") == "yes"
+        except ResponseError:
+            return True
+
     # --- reading in a group
 
     def read(self, group: Group, consumer: str, *, count: int, wait_seconds: float) -> list[Entry]:
         """Take up to `count` new entries for a consumer, waiting a bounded time for the first."""
-        answer = self.redis.xreadgroup(
-            group, consumer, {self.stream: ">"}, count=count, block=max(1, int(wait_seconds * 1000))
-        )
-        return self._entries(answer)
+        return self._entries(self._read(group, consumer, ">", count, max(1, int(wait_seconds * 1000))))
 
     def held(self, group: Group, consumer: str, *, count: int, after: str = "0") -> list[Entry]:
         """What the consumer took and has not acknowledged, oldest first, behind entry `after`."""
-        answer = self.redis.xreadgroup(group, consumer, {self.stream: after}, count=count)
+        answer = self._read(group, consumer, after, count)
         streams = cast(list[tuple[str, list[tuple[str, dict[str, str]]]]], answer)
         gone = [id for _, entries in streams for id, fields in entries if not fields]
         if gone:
@@ -194,6 +199,27 @@ class EventLog(Block):
         waiting = int(lag) if lag is not None else sum(1 for _ in self._after(str(info["last-delivered-id"])))
         return Backlog(waiting, int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
 
+    # --- flow runs
+
+    def beat(self, flow_run_ids: Iterable[UUID], *, seconds: float) -> None:
+        """Say that these flow runs are being executed; it counts for so many seconds."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for flow_run_id in flow_run_ids:
+                pipeline.set(f"{self.stream}:executing:{flow_run_id}", "1", px=int(seconds * 1000))
+            pipeline.execute()
+
+    def is_beating(self, flow_run_id: UUID) -> bool:
+        """Whether a process, wherever it is, has said lately that it executes the flow run."""
+        return bool(self.redis.exists(f"{self.stream}:executing:{flow_run_id}"))
+
+    def attempt(self, work: str) -> int:
+        """The number of the present attempt at a piece of work, from 1 on."""
+        return int(cast(str | None, self.redis.get(f"{self.stream}:attempt:{work}")) or 1)
+
+    def begin_attempt(self, work: str, number: int) -> None:
+        """Remember that the attempt of that number has begun."""
+        self.redis.set(f"{self.stream}:attempt:{work}", number, ex=_REMEMBER_SECONDS)
+
     # --- the event files that were dealt with
 
     def identify(self, timestep_id: str, digest: str) -> str:
@@ -220,6 +246,14 @@ class EventLog(Block):
         return cast(str | None, self.redis.hget(f"{self.stream}:event-files:{system}", event_file))
 
     # --- inside
+
+    def _read(self, group: Group, consumer: str, after: str, count: int, block: int | None = None) -> object:
+        try:
+            return self.redis.xreadgroup(group, consumer, {self.stream: after}, count=count, block=block)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            raise GroupMissing(f"the stream {self.stream} has no group {group}; run `archiver init`") from error
 
     def _group(self, group: Group) -> dict[str, int | str]:
         for info in cast(list[dict[str, int | str]], self.redis.xinfo_groups(self.stream)):

@@ -7,12 +7,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 from zoneinfo import ZoneInfo
 
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from blocks.errors import ArchiverError
 from blocks.messages import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ _FAULTS = {
 
 class ImagesMissing(Exception):
     """Not all announced images are there yet; the message says how many are."""
+
+
+class SystemAway(ArchiverError):
+    """A system's directory is not there. That is not the fault of its events."""
 
 
 class Fingerprint(BaseModel):
@@ -62,8 +67,8 @@ class ImagingSystem(Block):
     _block_type_slug = "imaging-system"
     _description = "A microscope's directory and how it is to be read."
 
-    name: str = Field(description="Name of the system, which is the name of its directory.")
-    root: Path = Field(description="The directory that holds the system's directory.")
+    name: str = Field("", description="Filled in: the block's name is that of the system and its directory.")
+    root: Path = Field(Path(), description="Filled in: the directory that holds the system's directory.")
     time_zone: str = Field("UTC", description="Of timestamps without an offset, e.g. Europe/Amsterdam.")
     watching: Literal["native", "polling"] = Field(
         "native", description="Network mounts need polling: inotify sees nothing there."
@@ -79,14 +84,30 @@ class ImagingSystem(Block):
         return value
 
     @classmethod
-    def discover(cls, root: Path) -> list[Self]:
-        """The systems below a root, sorted by name. A root that is not mounted has none."""
+    def discover(cls, root: Path) -> list[str]:
+        """Names of the systems below a root, sorted. A root that is not mounted has none."""
         try:
             with os.scandir(root) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                found = sorted(entry.name for entry in entries if _is_system(entry))
         except FileNotFoundError:
             return []
-        return [cls(name=name, root=root) for name in names if (root / name / "events").is_dir() and _is_text(name)]
+        return [name for name in found if _is_text(name)]
+
+    @classmethod
+    async def configured(cls, name: str, root: Path) -> Self:
+        """The system of that name below a root: as its block says, or else with the default values.
+
+        Raises:
+            httpx.HTTPError: when the Prefect server can't be asked.
+            ValidationError: when there is a block with values it can't have.
+        """
+        try:
+            system = cast(Self, await cls.aload(name))
+        except ValidationError:
+            raise  # it is a ValueError too, but a block that is wrong must not be passed over
+        except ValueError:
+            system = cls()
+        return system.model_copy(update={"name": name, "root": root})
 
     @property
     def directory(self) -> Path:
@@ -146,10 +167,13 @@ class ImagingSystem(Block):
 
         Raises:
             InvalidEventFile: when it does not exist, or leaves the system's directory.
+            SystemAway: when the whole system is not there.
             OSError: when its mount fails.
         """
         path = self.directory / event.img_dir
         home = self.directory.resolve()
+        if not (home / "events").is_dir():
+            raise SystemAway(f"{self.directory} is not there; is the share of {self.name} mounted?")
         with _faults(f"its image directory {event.img_dir} can't be read", errno.ENOENT):
             # Not Path.resolve: before Python 3.13 it reports a loop of links as a RuntimeError.
             real = Path(os.path.realpath(path, strict=True))
@@ -182,6 +206,19 @@ class ImagingSystem(Block):
         if found > event.img_count:
             raise InvalidEventFile(f"it announces {event.img_count} images, but {found} are in {event.img_dir}")
         return directory
+
+
+def _is_system(entry: os.DirEntry[str]) -> bool:
+    try:
+        if entry.is_symlink():
+            return False
+        return stat.S_ISDIR((Path(entry.path) / "events").stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        # One mount that fails must not hide the others.
+        logger.warning("%s is left out, because it can't be read: %s", entry.path, error)
+        return False
 
 
 def is_event_file(name: str) -> bool:

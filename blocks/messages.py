@@ -271,7 +271,7 @@ class Uploaded(EventData):
     flow_run_id: UUID | None = None
 
     def said(self) -> tuple[object, ...]:
-        return (self.bucket, self.key, self.sha256)
+        return (self.bucket, self.key, self.sha256, self.etag)
 
 
 class Failed(EventData):

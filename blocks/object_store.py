@@ -39,6 +39,10 @@ _CLIENT_CONFIG = {
 }
 
 
+# How a store is used, as opposed to where it is.
+_TUNING = ("part_size", "parts_in_flight", "bytes_per_second", "timeout_seconds", "patience_seconds")
+
+
 class ObjectStore(S3Bucket):
     """A bucket on S3-compatible storage, and how timesteps are sent there.
 
@@ -85,6 +89,15 @@ class ObjectStore(S3Bucket):
                 ),
             ),
         )
+
+    def tuned_like(self, other: Self) -> Self:
+        """This store, used the way the other one is."""
+        return self.model_copy(update={name: getattr(other, name) for name in _TUNING})
+
+    def without_keys(self) -> Self:
+        """This store for keeping: who loads it takes the keys from the environment."""
+        keys = {"aws_access_key_id": None, "aws_secret_access_key": None}
+        return self.model_copy(update={"credentials": self.credentials.model_copy(update=keys)})
 
     @property
     def wire(self) -> S3Wire:

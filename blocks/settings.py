@@ -15,6 +15,7 @@ class MissingSetting(ArchiverError):
     """A setting that this entrypoint needs is not set; the message names it."""
 
 
+Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
@@ -44,7 +45,7 @@ class Settings(BaseSettings):
     )
     aws_access_key_id: str | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr | None = Field(None, validation_alias="AWS_SECRET_ACCESS_KEY")
-    aws_endpoint_url: str | None = Field(None, validation_alias="AWS_ENDPOINT_URL")
+    aws_endpoint_url: Url | None = Field(None, validation_alias="AWS_ENDPOINT_URL")
     aws_region: str = Field("us-east-1", validation_alias="AWS_REGION")
     prefect_api_url: str | None = Field(None, validation_alias="PREFECT_API_URL")
 

@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -115,6 +115,8 @@ def _run(entrypoint: Coroutine[None, None, None]) -> None:
     time. What it does is not acknowledged, so it is done again.
     """
     loop = asyncio.new_event_loop()
+    # Threads mostly wait, for disks and servers. A mount that hangs must leave some for the others.
+    loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="archiver"))
     task = loop.create_task(entrypoint)
 
     def stop(number: int, _frame: object) -> None:
@@ -124,12 +126,24 @@ def _run(entrypoint: Coroutine[None, None, None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     # Not in the main thread: there, Prefect's flow engine takes SIGTERM for itself while a flow runs.
-    with ThreadPoolExecutor(1) as beside, suppress(asyncio.CancelledError):
-        beside.submit(loop.run_until_complete, task).result()
+    with ThreadPoolExecutor(1) as beside:
+        error = beside.submit(loop.run_until_complete, task).exception()
+    status = 0 if error is None or isinstance(error, asyncio.CancelledError) else _report(error)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+def _report(error: BaseException) -> int:
+    """Say what happened, for an operator if it is for one to mend; returns the exit code."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, ArchiverError):
+        typer.secho(f"archiver: {error}", err=True, fg="red")
+        return 2
+    traceback.print_exception(error)
+    return 1
 
 
 def main() -> None:
@@ -140,8 +154,7 @@ def main() -> None:
     try:
         app()
     except ArchiverError as error:
-        typer.secho(f"archiver: {error}", err=True, fg="red")
-        sys.exit(2)
+        sys.exit(_report(error))
 
 
 if __name__ == "__main__":

@@ -3,37 +3,34 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
-from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.states import Crashed
 from redis.exceptions import RedisError
 
 from blocks.event_log import Entry, EventLog, UnreadableEntry
 from blocks.messages import Ingested
 from blocks.settings import Settings, get_settings
+from flows.sweep import keep_swept
 from flows.worker import InProcessWorker, serve
 
 logger = logging.getLogger(__name__)
 
-# A run that no process works on for this long (seconds) is replaced.
-LOST_SECONDS = 60.0
-# How many attempts of the same work are made before a person has to look.
-MAX_ATTEMPTS = 50
+# Between two attempts of the same work (seconds): the first pause, doubled each time, up to the longest.
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
 # How often an entry in flight is looked at (seconds), and when that of a silent dispatcher is taken over.
 LOOK_AGAIN_SECONDS = 15.0
 TAKE_OVER_SECONDS = 300.0
-
-
-class NoProgress(Exception):
-    """Run after run ended without doing its work; a person has to look."""
+# How many entries of the stream one dispatcher holds at most, most of them waiting for their next attempt.
+HELD_AT_MOST = 1000
 
 
 def consumer_name(entrypoint: str) -> str:
@@ -44,55 +41,68 @@ def consumer_name(entrypoint: str) -> str:
 class Runs:
     """Creates the flow runs of one deployment, at most one live run per piece of work."""
 
-    def __init__(self, deployment: str, client: PrefectClient, executing: Callable[[UUID], bool]) -> None:
+    def __init__(self, deployment: str, client: PrefectClient, log: EventLog) -> None:
         self._deployment = deployment
         self._client = client
-        self._executing = executing
+        self._log = log
 
     async def drive(
-        self, key: str, name: str, parameters: dict[str, Any], tags: list[str], is_done: Callable[[], bool]
-    ) -> FlowRun:
-        """See to it that a live run does this work, and give it back.
+        self, work: str, name: str, parameters: dict[str, Any], tags: list[str], is_done: Callable[[], bool]
+    ) -> bool:
+        """See to it that a run does this work. Called again and again, until the work is done.
 
-        Where the last run for `key` ended without doing the work, or nobody executes it any more,
-        the next attempt gets a run of its own. `is_done` is asked only after a run has ended, so
-        that one which ends right now is not taken for one that left its work undone.
+        Where the last run ended without doing it, the next attempt gets a run of its own, after a
+        pause that grows with every attempt. What killed its process may pass, so there is no last one.
+
+        Args:
+            work: identifies the work, for ever.
+            is_done: asked only after a run has ended, so that one which ends right now is not taken
+                for one that left its work undone.
+
+        Returns:
+            Whether a run is under way; if not, the next attempt waits for its time.
         """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            run = await arun_deployment(
-                self._deployment,
-                client=self._client,
-                parameters=parameters,
-                flow_run_name=name,
-                tags=tags,
-                idempotency_key=f"{key}:{attempt}",
-                timeout=0,
-                as_subflow=False,
-            )
-            if await self._is_live(run) or await asyncio.to_thread(is_done):
-                return run
-        raise NoProgress(f"{name}: {MAX_ATTEMPTS} runs ended without doing it; look at them in the Prefect UI")
+        attempt = await asyncio.to_thread(self._log.attempt, work)
+        run = await self._run(work, attempt, name, parameters, tags)
+        if run.state is None or not run.state.is_final():
+            return True
+        pause = min(FIRST_PAUSE * 2.0 ** (attempt - 1), LONGEST_PAUSE)
+        too_early = (datetime.now(UTC) - run.state.timestamp).total_seconds() < pause
+        if too_early or await asyncio.to_thread(is_done):
+            return False
+        logger.info("Attempt %d of %s, after its run ended as %s", attempt + 1, name, run.state.name)
+        await asyncio.to_thread(self._log.begin_attempt, work, attempt + 1)
+        run = await self._run(work, attempt + 1, name, parameters, tags)
+        return run.state is None or not run.state.is_final()
 
-    async def _is_live(self, run: FlowRun) -> bool:
-        state = run.state
-        if state is None or state.is_final():
-            return state is None
-        if state.is_scheduled() or self._executing(run.id):
-            return True
-        age = (datetime.now(UTC) - state.timestamp).total_seconds()
-        if age < LOST_SECONDS:
-            return True
-        logger.warning("Flow run %s (%s) is %s, but nobody executes it: trying again", run.name, run.id, state.name)
-        message = f"no process executed it any more after {age:.0f} s"
-        await self._client.set_flow_run_state(run.id, Crashed(message=message), force=True)
-        return False
+    async def _run(self, work: str, attempt: int, name: str, parameters: dict[str, Any], tags: list[str]) -> FlowRun:
+        """The run of an attempt, which is created only once."""
+        return await arun_deployment(
+            self._deployment,
+            client=self._client,
+            parameters=parameters,
+            flow_run_name=name,
+            tags=tags,
+            idempotency_key=f"{work}:{attempt}",
+            timeout=0,
+            as_subflow=False,
+        )
+
+
+@dataclass
+class _Look:
+    """When an entry was last looked at, and whether a run was under way for it."""
+
+    at: float = float("-inf")
+    is_live: bool = True
 
 
 class UploadDispatcher:
     """Gives every ingested timestep of the stream an upload-timestep run, a bounded number at a time.
 
     An entry stays pending until its run acknowledged it, which the run does once the outcome is
-    in the stream. So nothing is lost with this process, and `limit` bounds what is in flight.
+    in the stream. So nothing is lost with this process, and `limit` bounds the live runs: an entry
+    that waits for its next attempt keeps no other from being uploaded.
     """
 
     group: Literal["upload-worker"] = "upload-worker"
@@ -102,7 +112,7 @@ class UploadDispatcher:
         self._runs = runs
         self._limit = limit
         self._consumer = consumer_name("upload-worker")
-        self._looked_at: dict[str, float] = {}
+        self._looks: dict[str, _Look] = {}
         self._took_over = float("-inf")
 
     async def run(self) -> None:
@@ -114,8 +124,6 @@ class UploadDispatcher:
                 # The entries wait in the stream.
                 logger.warning("Timesteps wait, because a service is away: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(2)
-            except NoProgress:
-                logger.exception("A timestep is not uploaded")
 
     async def step(self, wait_seconds: float = 1.0) -> None:
         """Start what is new and there is room for, and see to what is in flight for long."""
@@ -125,34 +133,36 @@ class UploadDispatcher:
             await asyncio.to_thread(
                 self._log.take_over, self.group, self._consumer, idle_seconds=TAKE_OVER_SECONDS, count=self._limit
             )
-        entries = await asyncio.to_thread(self._log.held, self.group, self._consumer, count=self._limit)
-        self._looked_at = {entry.id: self._looked_at.get(entry.id, float("-inf")) for entry in entries}
-        due = [entry for entry in entries if now - self._looked_at[entry.id] > LOOK_AGAIN_SECONDS]
-        room = self._limit - len(entries)
-        if due:
-            wait_seconds = 0
-        if room > 0:
-            due += await asyncio.to_thread(
-                self._log.read, self.group, self._consumer, count=room, wait_seconds=wait_seconds
-            )
-        else:
+        entries = await asyncio.to_thread(self._log.held, self.group, self._consumer, count=HELD_AT_MOST)
+        self._looks = {entry.id: self._looks.get(entry.id, _Look()) for entry in entries}
+        for entry in entries:
+            if now - self._looks[entry.id].at > LOOK_AGAIN_SECONDS:
+                await self._start(entry)
+                wait_seconds = 0
+        room = self._limit - sum(look.is_live for look in self._looks.values())
+        if room <= 0 or len(entries) >= HELD_AT_MOST:
             await asyncio.sleep(wait_seconds)
-        for entry in due:
+            return
+        for entry in await asyncio.to_thread(
+            self._log.read, self.group, self._consumer, count=room, wait_seconds=wait_seconds
+        ):
             await self._start(entry)
 
     async def _start(self, entry: Entry) -> None:
         if entry.type != Ingested.type:
             await asyncio.to_thread(self._log.acknowledge, self.group, entry.id)
+            self._looks.pop(entry.id, None)
             return
         try:
             timestep = cast(Ingested, entry.decode().data)
         except UnreadableEntry as error:
             logger.exception("Set aside: the upload-worker can't read it")
             await asyncio.to_thread(self._log.set_aside, self.group, entry, str(error))
+            self._looks.pop(entry.id, None)
             return
-        self._looked_at[entry.id] = time.monotonic()
-        await self._runs.drive(
-            key=f"{timestep.timestep_id}:{entry.id}",
+        look = self._looks[entry.id] = _Look(at=time.monotonic())
+        look.is_live = await self._runs.drive(
+            work=f"{timestep.timestep_id}:{entry.id}",
             name=f"upload {timestep.title}",
             # As text: Prefect resolves `$ref` and `__prefect_kind` in parameters, wherever they stand.
             parameters={"timestep": timestep.model_dump_json(), "entry_id": entry.id},
@@ -186,28 +196,44 @@ async def keep_recording(log: EventLog, client: PrefectClient, *, linger_seconds
             await asyncio.sleep(5)
 
 
-async def upload_worker(settings: Settings) -> None:
-    """The entrypoint: dispatch the stream's timesteps, and execute upload runs, until a signal.
+@dataclass(frozen=True)
+class Entrypoint:
+    """A worker with the name of its entrypoint and work pool, and its connections."""
+
+    name: str
+    worker: InProcessWorker
+    client: PrefectClient
+    log: EventLog
+
+    async def serve(self, companion: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Execute the pool's runs, and run the companion beside them, until a signal."""
+        await serve(self.worker, companion, lambda: keep_swept(self.worker, self.name, self.client, self.log))
+
+
+@asynccontextmanager
+async def entrypoint(name: str, settings: Settings) -> AsyncIterator[Entrypoint]:
+    """What an entrypoint works with, for as long as it runs.
 
     Raises:
         MissingSetting: with what to set.
     """
-    settings.require("data_dir", "prefect_api_url")
-    worker = InProcessWorker(work_pool_name="upload-worker", name=consumer_name("upload-worker"))
+    settings.require("prefect_api_url")
+    worker = InProcessWorker(work_pool_name=name, name=consumer_name(name))
     with closing(EventLog.from_settings(settings)) as log:
         async with get_client() as client:
-            runs = Runs("upload-timestep/upload-worker", client, worker.is_executing)
-            await serve(worker, UploadDispatcher(log, runs).run)
+            yield Entrypoint(name, worker, client, log)
+
+
+async def upload_worker(settings: Settings) -> None:
+    """The entrypoint: dispatch the stream's timesteps, and execute upload runs, until a signal."""
+    settings.require("data_dir", "aws_access_key_id", "aws_secret_access_key")
+    async with entrypoint("upload-worker", settings) as this:
+        runs = Runs("upload-timestep/upload-worker", this.client, this.log)
+        await this.serve(UploadDispatcher(this.log, runs).run)
 
 
 async def state_manager(settings: Settings) -> None:
-    """The entrypoint: have the stream's events recorded, and execute these runs, until a signal.
-
-    Raises:
-        MissingSetting: with what to set.
-    """
-    settings.require("database_url", "prefect_api_url")
-    worker = InProcessWorker(work_pool_name="state-manager", name=consumer_name("state-manager"))
-    with closing(EventLog.from_settings(settings)) as log:
-        async with get_client() as client:
-            await serve(worker, lambda: keep_recording(log, client))
+    """The entrypoint: have the stream's events recorded, and execute these runs, until a signal."""
+    settings.require("database_url")
+    async with entrypoint("state-manager", settings) as this:
+        await this.serve(lambda: keep_recording(this.log, this.client))

@@ -87,7 +87,7 @@ async def ingest_timestep(system: str, event_file: str) -> None:
     settings = get_settings()
     settings.require("data_dir")
     log = EventLog.from_settings(settings)
-    source = ImagingSystem(name=system, root=cast(Path, settings.data_dir))
+    source = await ImagingSystem.configured(system, cast(Path, settings.data_dir))
     event: ImagingEvent | None = None
     # Taken before reading: a change in between makes the watcher look again.
     seen = source.fingerprint(event_file)

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
@@ -38,10 +38,10 @@ def initialize(settings: Settings) -> None:
         MissingSetting: with all settings that are needed and not there.
         DeployFailed: when Prefect refused a deployment.
     """
-    settings.require("data_dir", "staging_dir", "database_url", "redis_url", "prefect_api_url")
+    settings.require("data_dir", "database_url", "redis_url", "prefect_api_url")
     store = ObjectStore.from_settings(settings)
 
-    for directory in (cast(Path, settings.data_dir), cast(Path, settings.staging_dir)):
+    for directory in filter(None, (settings.data_dir, settings.staging_dir)):
         # The source may be mounted read-only; then it is there already.
         if not directory.is_dir():
             directory.mkdir(parents=True)
@@ -50,6 +50,8 @@ def initialize(settings: Settings) -> None:
     logger.info("The database is at its newest migration")
     with closing(EventLog.from_settings(settings)) as log:
         log.ensure_groups()
+        if not log.is_durable():
+            logger.warning("Redis keeps no append-only file: with it, the last events are lost. Set appendonly yes")
     logger.info("The stream and its consumer groups are there")
     store.ensure_bucket()
     logger.info("The bucket %s is there", settings.bucket)
@@ -61,14 +63,11 @@ def initialize(settings: Settings) -> None:
 async def _prepare_prefect(store: ObjectStore) -> None:
     for block in (ObjectStore, ImagingSystem, EventLog):
         await block.aregister_type_and_schema()
-    try:
-        known = await ObjectStore.aload(OBJECT_STORE)
-    except ValueError:
-        known = None
-    if known is not None:
-        # Where the store is comes from the settings; how it is used may have been set in the UI.
-        store = known.model_copy(update={"bucket_name": store.bucket_name, "credentials": store.credentials})
-    await store.asave(OBJECT_STORE, overwrite=True)
+    # How the store is used may have been set in the UI. Its keys stay out of Prefect's database:
+    # whoever loads the block takes them from the environment, as the flows do.
+    with suppress(ValueError):
+        store = store.tuned_like(await ObjectStore.aload(OBJECT_STORE))
+    await store.without_keys().asave(OBJECT_STORE, overwrite=True)
     async with get_client() as client:
         for name, pool in yaml.safe_load(PREFECT_YAML.read_text())["definitions"]["work_pools"].items():
             await _ensure_pool(client, name, pool)

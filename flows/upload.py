@@ -15,7 +15,7 @@ from pydantic import Json
 from blocks.bundle import Bundle
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
-from blocks.lease import hold
+from blocks.lease import LeaseTaken, hold
 from blocks.messages import Failed, Ingested, InvalidEventFile, LogEvent, Uploaded
 from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
@@ -24,6 +24,8 @@ from blocks.upload_journal import RedisJournal
 
 STAGE = "upload-worker"
 OBJECT_STORE = "archive"  # name of the ObjectStore block
+# Only a person can do something about these.
+PERMANENT = (InvalidEventFile, KeyTaken)
 UPLOAD_DELAYS = [2.0, 10.0, 30.0, 60.0]
 
 
@@ -64,7 +66,7 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: Even
 
 
 async def _may_pass(_task: object, _run: object, state: State[object]) -> bool:
-    return not isinstance(await state.aresult(raise_on_failure=False), InvalidEventFile | KeyTaken)
+    return not isinstance(await state.aresult(raise_on_failure=False), PERMANENT)
 
 
 @task(
@@ -76,7 +78,8 @@ async def _may_pass(_task: object, _run: object, state: State[object]) -> bool:
 async def upload_and_prove(timestep: Ingested) -> Uploaded:
     """Retries what may pass by itself: the network, the storage, a share that is away."""
     settings = get_settings()
-    store = await ObjectStore.aload(OBJECT_STORE)
+    # Where the store is and its keys come from the settings, how it is used from the block.
+    store = ObjectStore.from_settings(settings).tuned_like(await ObjectStore.aload(OBJECT_STORE))
     with closing(EventLog.from_settings(settings)) as log:
         return await asyncio.to_thread(upload, timestep, settings, store, log)
 
@@ -94,6 +97,8 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     with closing(EventLog.from_settings(get_settings())) as log:
         try:
             uploaded = await upload_and_prove(timestep)
+        except LeaseTaken:
+            raise  # another process does it, which is no failure of the timestep
         except Exception as error:
             failed = Failed(
                 timestep_id=timestep.timestep_id,
@@ -104,7 +109,8 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
                 flow_run_id=run_id,
                 attempt=current_run.run_count,
             )
-            await asyncio.to_thread(conclude, failed, entry_id, log)
+            # What may pass stays pending in the stream: the dispatcher tries again, however long it takes.
+            await asyncio.to_thread(conclude, failed, entry_id if isinstance(error, PERMANENT) else None, log)
             raise
         await asyncio.to_thread(conclude, uploaded.model_copy(update={"flow_run_id": run_id}), entry_id, log)
     seconds = (uploaded.proof.verified_at - uploaded.started_at).total_seconds()

@@ -5,13 +5,12 @@ import hashlib
 import logging
 import os
 import time
-from contextlib import closing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import httpx
-from prefect.client.orchestration import get_client
 from redis.exceptions import RedisError
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
@@ -22,12 +21,14 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagingSystem, is_event_file
 from blocks.messages import ImagingEvent, InvalidEventFile
 from blocks.settings import Settings
-from flows.dispatch import LOOK_AGAIN_SECONDS, NoProgress, Runs, consumer_name
-from flows.worker import InProcessWorker, serve
+from flows.dispatch import LOOK_AGAIN_SECONDS, Runs, entrypoint
 
 logger = logging.getLogger(__name__)
 
 RESCAN_SECONDS = 10.0
+
+# Gives the system of a name below a root, as it is configured now.
+Configured = Callable[[str, Path], Awaitable[ImagingSystem]]
 
 
 @dataclass
@@ -83,10 +84,13 @@ class _Hints(FileSystemEventHandler):
 class Watcher:
     """Gives every event file that is not dealt with an ingest-timestep run."""
 
-    def __init__(self, root: Path, log: EventLog, runs: Runs) -> None:
+    def __init__(
+        self, root: Path, log: EventLog, runs: Runs, configured: Configured = ImagingSystem.configured
+    ) -> None:
         self._root = root
         self._log = log
         self._runs = runs
+        self._configured = configured
         self._views: dict[str, _View] = {}
         self._wake = asyncio.Event()
 
@@ -116,25 +120,29 @@ class Watcher:
     # --- finding
 
     async def _find_systems(self) -> None:
-        for system in await asyncio.to_thread(ImagingSystem.discover, self._root):
-            if system.name not in self._views:
-                concluded = await asyncio.to_thread(self._log.concluded, system.name)
-                self._views[system.name] = _View(system, concluded)
-                logger.info("Watching %s (%s), %d event files known", system.name, system.watching, len(concluded))
-        for view in self._views.values():
+        for name in await asyncio.to_thread(ImagingSystem.discover, self._root):
+            if name not in self._views:
+                concluded = await asyncio.to_thread(self._log.concluded, name)
+                self._views[name] = _View(await self._configured(name, self._root), concluded)
+                logger.info("Watching %s, %d event files known", name, len(concluded))
+        for name, view in self._views.items():
+            system = await self._configured(name, self._root)
             # An observer stops for good when its directory vanishes, e.g. with an unmounted share.
-            if view.observer is None or not any(emitter.is_alive() for emitter in view.observer.emitters):
+            is_alive = view.observer is not None and any(emitter.is_alive() for emitter in view.observer.emitters)
+            if not is_alive or system.watching != view.system.watching:
                 _stop(view.observer)
-                view.observer = self._observe(view)
+                view.observer = self._observe(view, system)
+            view.system = system
 
-    def _observe(self, view: _View) -> BaseObserver | None:
-        observer = Observer() if view.system.watching == "native" else PollingObserver(timeout=5)
-        handler = _Hints(view, self._wake, asyncio.get_running_loop())
+    def _observe(self, view: _View, system: ImagingSystem) -> BaseObserver | None:
+        observer: BaseObserver | None = None
         try:
-            observer.schedule(handler, str(view.system.directory / "events"))
+            observer = Observer() if system.watching == "native" else PollingObserver(timeout=5)
+            observer.schedule(_Hints(view, self._wake, asyncio.get_running_loop()), str(system.directory / "events"))
             observer.start()
         except OSError as error:
-            logger.warning("%s can't be watched, only rescanned: %s", view.system.directory, error)
+            logger.warning("%s can't be watched, only rescanned: %s", system.directory, error)
+            _stop(observer)  # it holds descriptors already
             return None
         return observer
 
@@ -208,31 +216,22 @@ class Watcher:
         before = view.concluded.get(event_file, "")
         looks = f"{view.system.name}/{event_file} {pending.fingerprint.file} {before}"
         subject = event.timestep_id if event else "unreadable"
-        try:
-            await self._runs.drive(
-                key=f"{subject}:{hashlib.sha256(looks.encode()).hexdigest()[:16]}",
-                name=f"ingest {view.system.name} {event_file}",
-                parameters={"system": view.system.name, "event_file": event_file},
-                tags=[view.system.name, *([event.experiment_id] if event else [])],
-                is_done=lambda: (self._log.conclusion(view.system.name, event_file) or "") != before,
-            )
-        except NoProgress:
-            logger.exception("%s/%s stays where it is", view.system.name, event_file)
+        await self._runs.drive(
+            work=f"{subject}:{hashlib.sha256(looks.encode()).hexdigest()[:16]}",
+            name=f"ingest {view.system.name} {event_file}",
+            parameters={"system": view.system.name, "event_file": event_file},
+            tags=[view.system.name, *([event.experiment_id] if event else [])],
+            is_done=lambda: (self._log.conclusion(view.system.name, event_file) or "") != before,
+        )
         pending.driven = time.monotonic()
 
 
 async def event_ingester(settings: Settings) -> None:
-    """The entrypoint: watch event files, and execute the runs they get, until a signal.
-
-    Raises:
-        MissingSetting: with what to set.
-    """
-    settings.require("data_dir", "prefect_api_url")
-    worker = InProcessWorker(work_pool_name="event-ingester", name=consumer_name("event-ingester"))
-    with closing(EventLog.from_settings(settings)) as log:
-        async with get_client() as client:
-            runs = Runs("ingest-timestep/event-ingester", client, worker.is_executing)
-            await serve(worker, Watcher(cast(Path, settings.data_dir), log, runs).run)
+    """The entrypoint: watch event files, and execute the runs they get, until a signal."""
+    settings.require("data_dir")
+    async with entrypoint("event-ingester", settings) as this:
+        runs = Runs("ingest-timestep/event-ingester", this.client, this.log)
+        await this.serve(Watcher(cast(Path, settings.data_dir), this.log, runs).run)
 
 
 def _stop(observer: BaseObserver | None) -> None:

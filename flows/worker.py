@@ -15,7 +15,7 @@ from uuid import UUID
 import anyio
 import anyio.abc
 from prefect.client.schemas.objects import FlowRun
-from prefect.flow_engine import run_flow_async, run_flow_sync
+from prefect.flow_engine import run_flow_async
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
@@ -27,7 +27,7 @@ class InProcessResult(BaseWorkerResult):
 
 
 class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessResult]):
-    """Executes flow runs in its own event loop, several at once."""
+    """Executes runs of asynchronous flows in its own event loop, several at once."""
 
     type = "in-process"
     job_configuration = BaseJobConfiguration
@@ -38,9 +38,10 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         super().__init__(*args, **kwargs)
         self._executing: set[UUID] = set()
 
-    def is_executing(self, flow_run_id: UUID) -> bool:
-        """Whether this process executes the run now."""
-        return flow_run_id in self._executing
+    @property
+    def executing(self) -> frozenset[UUID]:
+        """The flow runs that this process executes now."""
+        return frozenset(self._executing)
 
     async def run(
         self,
@@ -54,10 +55,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             flow = await self._load(flow_run)
             if task_status is not None:
                 task_status.started(os.getpid())
-            if flow.isasync:
-                await run_flow_async(flow, flow_run, flow_run.parameters, return_type="state")
-            else:
-                await asyncio.to_thread(run_flow_sync, flow, flow_run, flow_run.parameters, return_type="state")
+            await run_flow_async(flow, flow_run, flow_run.parameters, return_type="state")
         finally:
             self._executing.discard(flow_run.id)
         return InProcessResult(identifier=f"{self.name}:{flow_run.id}", status_code=0)

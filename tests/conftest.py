@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +28,19 @@ from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_pr
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The address of a PostgreSQL server, without a database's name."""
-    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        # The data need not outlive the tests.
-        connection.execute("alter system set fsync = off")
-        connection.execute("alter system set full_page_writes = off")
-        connection.execute("select pg_reload_conf()")
-    yield server.get_uri()
-    server.cleanup()
+    # Not below pytest's own directory: every session that starts closes that to other users, and root's
+    # PostgreSQL runs as one.
+    with tempfile.TemporaryDirectory(prefix="archiver-tests-") as directory:
+        server = get_server(Path(directory, "postgres"), cleanup_mode="stop")
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            # The data need not outlive the tests.
+            connection.execute("alter system set fsync = off")
+            connection.execute("alter system set full_page_writes = off")
+            connection.execute("select pg_reload_conf()")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -3,45 +3,51 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any, Literal, cast
-from uuid import UUID
 
 import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Late, Pending, Running
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from blocks.event_log import EventLog
 from blocks.messages import LogEvent
-from flows import dispatch
-from flows.dispatch import NoProgress, Runs, UploadDispatcher
+from flows import dispatch, sweep
+from flows.dispatch import Runs, UploadDispatcher
 from tests.events import announced, ingested, said, uploaded
 
 pytest_plugins = ["tests.prefect_server"]
 
 GROUP: Literal["upload-worker"] = "upload-worker"
-Executing = Callable[[UUID], bool]
 
 
-def nobody(_run: UUID) -> bool:
+def not_done() -> bool:
     return False
 
 
-def runs(client: PrefectClient, executing: Executing = nobody) -> Runs:
-    return Runs("ingest-timestep/event-ingester", client, executing)
+def runs(client: PrefectClient, log: EventLog) -> Runs:
+    return Runs("ingest-timestep/event-ingester", client, log)
 
 
-async def drive(runs: Runs, key: str = "a key", *, done: bool = False) -> FlowRun:
+async def drive(runs: Runs, work: str = "a key", is_done: Callable[[], bool] = not_done) -> bool:
     parameters = {"system": "prince", "event_file": "events/1.json"}
-    return await runs.drive(key, f"ingest {key}", parameters, ["prince"], is_done=lambda: done)
+    return await runs.drive(work, f"ingest {work}", parameters, ["prince"], is_done)
 
 
-def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str) -> None:
+async def runs_of(client: PrefectClient, work: str) -> list[FlowRun]:
+    """The runs of a piece of work, the newest first."""
+    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[f"ingest {work}"]))
+    return await client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+
+
+def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str, event_log: EventLog) -> None:
     async def test() -> None:
         async with get_client() as client, get_client() as other:
-            driven = await asyncio.gather(*(drive(runs(one)) for one in (client, other) * 3))
-            assert len({run.id for run in driven}) == 1
-            assert (await drive(runs(client), "another key")).id != driven[0].id
+            assert all(await asyncio.gather(*(drive(runs(one, event_log)) for one in (client, other) * 3)))
+            await drive(runs(client, event_log), "another key")
             known = await client.read_flow_runs()
             assert sorted(run.name for run in known) == ["ingest a key", "ingest another key"]
             assert all("prince" in run.tags for run in known)
@@ -49,58 +55,75 @@ def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str) -
     asyncio.run(test())
 
 
-def test_work_that_is_not_done_gets_another_run_once_its_run_ended(prefect: str) -> None:
-    async def gets_another(client: PrefectClient, state: State[Any]) -> bool:
-        first = await drive(runs(client), key=str(state.name))
+def test_work_that_is_not_done_gets_another_run_once_its_run_ended(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "FIRST_PAUSE", 0.0)
+
+    async def number_of_runs(client: PrefectClient, state: State[Any], is_done: Callable[[], bool]) -> int:
+        work = f"{state.name} {is_done()}"
+        await drive(runs(client, event_log), work)
+        (first,) = await runs_of(client, work)
         await client.set_flow_run_state(first.id, state, force=True)
-        assert (await drive(runs(client), key=str(state.name), done=True)).id == first.id
-        second = await drive(runs(client), key=str(state.name))
-        assert (await drive(runs(client), key=str(state.name))).id == second.id
-        return second.id != first.id
+        for _ in range(2):
+            await drive(runs(client, event_log), work, is_done)
+        return len(await runs_of(client, work))
 
     async def test() -> None:
         async with get_client() as client:
             ended: list[State[Any]] = [Completed(), Failed(), Crashed(), Cancelled()]
             live: list[State[Any]] = [Late(), AwaitingRetry(), Pending(), Running()]
-            assert [await gets_another(client, state) for state in ended] == [True] * 4
-            assert [await gets_another(client, state) for state in live] == [False] * 4
+            assert [await number_of_runs(client, state, not_done) for state in ended] == [2] * 4
+            assert [await number_of_runs(client, state, not_done) for state in live] == [1] * 4
+            # One that did its work just now is not repeated.
+            assert await number_of_runs(client, Completed(), lambda: True) == 1
 
     asyncio.run(test())
 
 
-def test_a_run_nobody_executes_is_replaced_after_a_while(prefect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "LOST_SECONDS", 0.0)
-
-    async def is_replaced(client: PrefectClient, state: State[Any]) -> None:
-        first = await drive(runs(client), key=str(state.name))
-        await client.set_flow_run_state(first.id, state, force=True)
-        ours = runs(client, executing=lambda run: run == first.id)
-        assert (await drive(ours, key=str(state.name))).id == first.id
-        assert (await drive(runs(client), key=str(state.name))).id != first.id
-        lost = (await client.read_flow_run(first.id)).state
-        assert lost is not None
-        assert lost.is_crashed()
-        assert "no process executed it" in (lost.message or "")
-
+def test_the_pause_before_the_next_attempt_grows(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test() -> None:
         async with get_client() as client:
-            await is_replaced(client, Running())
-            await is_replaced(client, Pending())
+            ours = runs(client, event_log)
+            for attempt in range(1, 5):
+                monkeypatch.setattr(dispatch, "FIRST_PAUSE", 0.0)
+                assert await drive(ours)
+                newest = (await runs_of(client, "a key"))[0]
+                await client.set_flow_run_state(newest.id, Failed(), force=True)
+                # 1000 s are waited for before the second attempt, 8000 s before the fifth.
+                monkeypatch.setattr(dispatch, "FIRST_PAUSE", 1000.0)
+                monkeypatch.setattr(dispatch, "LONGEST_PAUSE", 1000.0 * 2 ** (attempt - 1))
+                assert not await drive(ours)
+                assert len(await runs_of(client, "a key")) == attempt
 
     asyncio.run(test())
 
 
-def test_work_that_never_gets_done_is_given_to_a_person(prefect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ATTEMPTS", 3)
+def test_a_run_that_no_process_executes_is_crashed(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def state_after_sweep(client: PrefectClient, work: str, state: State[Any], beats: bool) -> State[Any]:
+        await drive(runs(client, event_log), work)
+        (run,) = await runs_of(client, work)
+        await client.set_flow_run_state(run.id, state, force=True)
+        if beats:
+            event_log.beat([run.id], seconds=60)
+        await sweep.crash_lost("event-ingester", client, event_log)
+        return cast(State[Any], (await client.read_flow_run(run.id)).state)
 
     async def test() -> None:
         async with get_client() as client:
-            for _ in range(3):
-                run = await drive(runs(client))
-                await client.set_flow_run_state(run.id, Failed(), force=True)
-            with pytest.raises(NoProgress, match="3 runs ended"):
-                await drive(runs(client))
-            assert len(await client.read_flow_runs()) == 3
+            assert (await state_after_sweep(client, "young", Running(), beats=False)).is_running()
+            monkeypatch.setattr(sweep, "LOST_SECONDS", 0.0)
+            assert (await state_after_sweep(client, "executed elsewhere", Running(), beats=True)).is_running()
+            assert (await state_after_sweep(client, "done", Completed(), beats=False)).is_completed()
+            states: list[State[Any]] = [Running(), Pending()]
+            for state in states:
+                lost = await state_after_sweep(client, f"lost {state.name}", state, beats=False)
+                assert lost.is_crashed()
+                assert "no process executed it" in (lost.message or "")
 
     asyncio.run(test())
 
@@ -123,7 +146,7 @@ def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(pre
 
     async def test() -> None:
         async with get_client() as client:
-            dispatcher = UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, nobody))
+            dispatcher = UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log))
             for _ in range(3):
                 await dispatcher.step(wait_seconds=0.01)
             found = await client.read_flow_runs()
@@ -133,7 +156,7 @@ def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(pre
             assert {run.parameters["entry_id"] for run in found} == {wanted[0], wanted[2]}
             assert held(event_log, dispatcher) == [wanted[0], wanted[2]]
             # A dispatcher that lost its memory finds what it held, and the runs that are there.
-            await UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, nobody)).step(0.01)
+            await UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log)).step(0.01)
             assert len(await client.read_flow_runs()) == 2
 
     asyncio.run(test())
@@ -147,11 +170,29 @@ class StandIn:
     def __init__(self) -> None:
         self.driven: list[str] = []
         self.failures: list[Exception] = []
+        self.pausing: set[str] = set()
 
-    async def drive(self, key: str, name: str, parameters: dict[str, Any], **_rest: object) -> None:
+    async def drive(
+        self, work: str, name: str, parameters: dict[str, Any], tags: list[str], is_done: Callable[[], bool]
+    ) -> bool:
         if self.failures:
             raise self.failures.pop(0)
         self.driven.append(parameters["entry_id"])
+        return parameters["entry_id"] not in self.pausing
+
+
+def test_timesteps_that_wait_for_their_next_attempt_hold_no_other_up(event_log: EventLog) -> None:
+    wanted = append(event_log, *(said(ingested(announced())) for _ in range(6)))
+
+    async def test() -> None:
+        stand_in = StandIn()
+        stand_in.pausing = set(wanted[:3])
+        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in), limit=3)
+        for _ in range(4):
+            await dispatcher.step(0.01)
+        assert stand_in.driven == wanted
+
+    asyncio.run(test())
 
 
 def test_no_more_than_the_limit_is_in_flight(event_log: EventLog) -> None:
@@ -169,15 +210,13 @@ def test_no_more_than_the_limit_is_in_flight(event_log: EventLog) -> None:
     asyncio.run(test())
 
 
-def test_a_service_that_is_away_and_a_hopeless_timestep_hold_nothing_up(
-    event_log: EventLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_is_away_loses_nothing(event_log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "LOOK_AGAIN_SECONDS", 0.5)
     wanted = append(event_log, *(said(ingested(announced())) for _ in range(3)))
 
     async def test() -> None:
         stand_in = StandIn()
-        stand_in.failures = [httpx.ConnectError("Prefect is away"), NoProgress("hopeless")]
+        stand_in.failures = [httpx.ConnectError("Prefect is away"), RedisConnectionError("Redis is away")]
         running = asyncio.create_task(UploadDispatcher(event_log, cast(Runs, stand_in)).run())
         async with asyncio.timeout(15):
             while set(stand_in.driven) != set(wanted):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import httpx
@@ -37,13 +37,18 @@ class Ingest:
         self.runs: Counter[str] = Counter()
         self.keys: list[str] = []
         self.failures: list[Exception] = []
+        self.watching: Literal["native", "polling"] = "native"
 
-    async def drive(self, key: str, name: str, parameters: dict[str, Any], **_rest: object) -> None:
+    async def configured(self, name: str, root: Path) -> ImagingSystem:
+        return ImagingSystem(name=name, root=root, watching=self.watching)
+
+    async def drive(self, work: str, name: str, parameters: dict[str, Any], **_rest: object) -> bool:
         if self.failures:
             raise self.failures.pop(0)
-        self.keys.append(key)
+        self.keys.append(work)
         self.runs[f"{parameters['system']}/{parameters['event_file']}"] += 1
         await asyncio.to_thread(self._ingest, **parameters)
+        return True
 
     def _ingest(self, system: str, event_file: str) -> None:
         source = ImagingSystem(name=system, root=self._root)
@@ -108,7 +113,7 @@ def ingest(root: Path, event_log: EventLog) -> Ingest:
 @asynccontextmanager
 async def watching(root: Path, log: EventLog, ingest: Ingest) -> AsyncIterator[None]:
     """A watcher at work, which must not end by itself."""
-    task = asyncio.create_task(Watcher(root, log, cast(Runs, ingest)).run())
+    task = asyncio.create_task(Watcher(root, log, cast(Runs, ingest), ingest.configured).run())
     try:
         yield
         assert not task.done()
@@ -208,8 +213,7 @@ def test_polling_sees_a_change_too(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
-    monkeypatch.setattr(ImagingSystem.model_fields["watching"], "default", "polling")
-    ImagingSystem.model_rebuild(force=True)
+    ingest.watching = "polling"
     prince = Microscope(root)
     prince.drop("before.json")
 
@@ -219,12 +223,31 @@ def test_polling_sees_a_change_too(
             prince.drop("polled.json")
             await until(taken_in(event_log, "polled.json"), "taking in before any rescan")
 
-    try:
-        assert ImagingSystem.discover(root)[0].watching == "polling"
-        asyncio.run(test())
-    finally:
-        monkeypatch.undo()
-        ImagingSystem.model_rebuild(force=True)
+    asyncio.run(test())
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_trying_to_watch_what_is_not_there_costs_nothing(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.05)
+    prince = Microscope(root)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await asyncio.sleep(0.5)
+            prince.events.rename(root / "unmounted")
+            await asyncio.sleep(0.5)
+            before = descriptors()
+            await asyncio.sleep(2)
+            # Each try that were not cleaned up would keep three.
+            assert descriptors() <= before + 5
+
+    asyncio.run(test())
 
 
 # --- files that are not finished, or wrong
