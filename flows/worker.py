@@ -7,6 +7,7 @@ of our runs do. Registered under the entry point `prefect.collections`, so that
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -37,6 +38,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._executing: set[UUID] = set()
+        self._slots = anyio.CapacityLimiter(math.inf)
 
     @property
     def executing(self) -> frozenset[UUID]:
@@ -50,12 +52,15 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> InProcessResult:
         """Execute a flow run to its end; its state is reported by the flow engine."""
+        # The server hands out runs before it counts them, so now and then more than the pool's limit.
+        self._slots.total_tokens = self.work_pool.concurrency_limit or math.inf
         self._executing.add(flow_run.id)
         try:
-            flow = await self._load(flow_run)
-            if task_status is not None:
-                task_status.started(os.getpid())
-            await run_flow_async(flow, flow_run, flow_run.parameters, return_type="state")
+            async with self._slots:
+                flow = await self._load(flow_run)
+                if task_status is not None:
+                    task_status.started(os.getpid())
+                await run_flow_async(flow, flow_run, flow_run.parameters, return_type="state")
         finally:
             self._executing.discard(flow_run.id)
         return InProcessResult(identifier=f"{self.name}:{flow_run.id}", status_code=0)
