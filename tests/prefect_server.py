@@ -18,7 +18,13 @@ import httpx
 import psycopg
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    PREFECT_WORKER_QUERY_SECONDS,
+    temporary_settings,
+)
 from pydantic import SecretStr
 
 import flows.stack.postgres
@@ -145,7 +151,14 @@ def run_settings(
 
 
 def _as_client(url: str, home: Path) -> AbstractContextManager[object]:
-    return temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_WORKER_QUERY_SECONDS: 0.3})
+    return temporary_settings(
+        {
+            PREFECT_API_URL: url,
+            PREFECT_HOME: home,
+            PREFECT_WORKER_QUERY_SECONDS: 0.3,
+            PREFECT_LOGGING_TO_API_ENABLED: False,  # it would go on after the server has ended
+        }
+    )
 
 
 async def _delete_runs() -> None:
