@@ -19,6 +19,17 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _MIGRATION_LOCK = 7_303_014_001
 
 
+# A server that is cut off without a word is noticed within half a minute, not after hours.
+_CONNECTING = {
+    "application_name": "timestep-archiver",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+
+
 def create_engine(settings: Settings) -> Engine:
     """The connections to the database. Nothing connects before the first use.
 
@@ -33,7 +44,7 @@ def create_engine(settings: Settings) -> Engine:
         url,
         pool_pre_ping=True,  # PostgreSQL may have been restarted since
         hide_parameters=True,  # so that no value ends up in a log
-        connect_args={"connect_timeout": 5, "application_name": "timestep-archiver"},
+        connect_args=_CONNECTING,
     )
 
 

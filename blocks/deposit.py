@@ -49,8 +49,7 @@ def deposit(wire: S3Wire, bundle: Bundle, key: str, timestep_id: UUID, sending: 
 
     try:
         if bundle.size <= sending.part_size:
-            sending.fence()
-            receipt = send_whole(wire, key, reader, identity)
+            receipt = send_whole(wire, key, reader, identity, sending.fence)
         else:
             receipt = MultipartUpload(wire, key, identity, sending).send(reader)
     except KeyTaken:
@@ -77,7 +76,11 @@ def deposit(wire: S3Wire, bundle: Bundle, key: str, timestep_id: UUID, sending: 
     if receipt.etag and _MD5_ETAG.fullmatch(found.etag):
         if found.etag != receipt.etag:
             raise NotStored(f"{key} in {wire.location} has the ETag {found.etag}, expected was {receipt.etag}")
-        checks.append("Its ETag is the one that follows from the MD5 sums of its parts.")
+        checks.append(
+            "Its ETag is the MD5 sum of what was sent."
+            if "-" not in found.etag
+            else "Its ETag is the one that follows from the MD5 sums the store gave for its parts as it confirmed them."
+        )
     return _stored(found, reader, checks, receipt.sent)
 
 

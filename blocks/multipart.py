@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -42,11 +42,13 @@ class Receipt:
     """In the store already, from an attempt that did not end."""
 
 
-def send_whole(wire: S3Wire, key: str, reader: BundleReader, metadata: dict[str, str]) -> Receipt:
+def send_whole(
+    wire: S3Wire, key: str, reader: BundleReader, metadata: dict[str, str], fence: Callable[[], None]
+) -> Receipt:
     """Send a small bundle with a single request."""
     content = fill(reader, memoryview(bytearray(reader.bundle.size)))
     headers = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
-    s3_object.put(wire, key, content, reader.sha256, headers=headers)
+    s3_object.put(wire, key, content, reader.sha256, headers=headers, fence=fence)
     return Receipt(hashlib.md5(content, usedforsecurity=False).hexdigest(), len(content), 0)
 
 
@@ -187,9 +189,9 @@ class MultipartUpload:
         sha256 = hashlib.sha256(content).hexdigest()
         if kept and kept.sha256 == sha256:
             return kept, 0
-        self.sending.fence()
         query: dict[str, str | int] = {"partNumber": number, "uploadId": upload_id}
-        part = SentPart(sha256=sha256, etag=s3_object.put(self.wire, self.key, content, sha256, query))
+        etag = s3_object.put(self.wire, self.key, content, sha256, query, fence=self.sending.fence)
+        part = SentPart(sha256=sha256, etag=etag)
         if self.sending.journal:
             self.sending.journal.record(self.key, number, part)
         return part, len(content)
@@ -198,14 +200,13 @@ class MultipartUpload:
         # Not every store heeds a condition on the completion itself.
         if s3_object.head(self.wire, self.key):
             raise KeyTaken(f"{self.key} got an object while it was being sent")
-        self.sending.fence()
         listed: list[CompletedPartTypeDef] = [
             {"PartNumber": number, "ETag": part.etag} for number, part in enumerate(parts, 1)
         ]
         try:
             self.wire.call(
                 f"completing {self.key}",
-                self.wire.client.complete_multipart_upload,
+                self._complete_if_allowed,
                 Bucket=self.wire.bucket,
                 Key=self.key,
                 UploadId=upload.upload_id,
@@ -215,6 +216,11 @@ class MultipartUpload:
             # Or it was completed, and only the answer got lost: the object itself will tell.
             if error.code not in _UPLOAD_GONE:
                 raise
+
+    def _complete_if_allowed(self, **request: Any) -> object:
+        # Here, so that every try asks: the lease may be gone after a long pause between two.
+        self.sending.fence()
+        return self.wire.client.complete_multipart_upload(**request)
 
     def _abort(self, upload_id: str) -> None:
         if self.sending.journal:

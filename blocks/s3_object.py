@@ -4,7 +4,7 @@ All of these try again as long as the wire's patience lasts. They raise `Refused
 no, and `ObjectStoreError` when patience ends.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -43,13 +43,19 @@ def put(
     sha256: str,
     query: Mapping[str, str | int] | None = None,
     headers: Mapping[str, str] | None = None,
+    fence: Callable[[], None] = lambda: None,
 ) -> str:
     """Store an object, or a part with the query `partNumber`, `uploadId`; returns its ETag.
 
     Args:
         sha256: of the content, in hex. The store refuses content that does not match it.
+        fence: raises when this process may no longer write; asked before every try.
     """
-    attempt = partial(_put, wire, key, content, sha256, query or {}, headers or {})
+
+    def attempt() -> str:
+        fence()
+        return _put(wire, key, content, sha256, query or {}, headers or {})
+
     return wire.patience.retry(f"sending {_describe(key, query)}", attempt)
 
 
