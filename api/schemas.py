@@ -9,7 +9,7 @@ from sqlalchemy import Select
 from sqlmodel import col
 
 from api.paging import Instant, Paging
-from blocks.messages import TimestepType
+from blocks.event_file import TimestepType
 from blocks.tables import Archive, RejectedEventFile, Timestep, TimestepEvent, TimestepState
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]

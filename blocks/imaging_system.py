@@ -14,7 +14,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from blocks.errors import ArchiverError
-from blocks.messages import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
+from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
-from blocks.messages import Archived, TimestepType
+from blocks.event_file import TimestepType
+from blocks.messages import Archived
 
 _PREFIXES = tuple(f"{kind.prefix}/" for kind in TimestepType)
 _MAX_BYTES = 1024  # of a key, in S3

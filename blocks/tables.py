@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Column, Computed, Enum, Index, text
 from sqlmodel import Field, SQLModel
 
-from blocks.messages import TimestepType
+from blocks.event_file import TimestepType
 
 
 class TimestepState(StrEnum):

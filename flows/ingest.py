@@ -7,9 +7,10 @@ from typing import cast
 
 from prefect import State, flow, get_run_logger, task
 
+from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagesMissing, ImagingSystem
-from blocks.messages import ImagingEvent, Ingested, InvalidEventFile, LogEvent, Rejected
+from blocks.messages import Ingested, LogEvent, Rejected
 from blocks.settings import get_settings
 
 STAGE = "event-ingester"

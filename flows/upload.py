@@ -13,10 +13,11 @@ from prefect.runtime import flow_run as current_run
 from pydantic import Json
 
 from blocks.bundle import Bundle
+from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import LeaseTaken, hold
-from blocks.messages import Failed, Ingested, InvalidEventFile, LogEvent, Uploaded
+from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings

@@ -17,9 +17,9 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserver
 
+from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagingSystem, is_event_file
-from blocks.messages import ImagingEvent, InvalidEventFile
 from blocks.settings import Settings
 from flows.dispatch import LOOK_AGAIN_SECONDS, Runs, entrypoint
 

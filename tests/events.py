@@ -5,19 +5,9 @@ from itertools import count
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
+from blocks.event_file import ImagingEvent
 from blocks.event_log import Entry
-from blocks.messages import (
-    Archived,
-    EventData,
-    Failed,
-    Image,
-    ImagingEvent,
-    Ingested,
-    LogEvent,
-    Proof,
-    Rejected,
-    Uploaded,
-)
+from blocks.messages import Archived, EventData, Failed, Image, Ingested, LogEvent, Proof, Rejected, Uploaded
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BUCKET = "timesteps"

@@ -13,8 +13,8 @@ from sqlmodel import Session, col, update
 from api.deps import Services
 from api.routes.experiments import cadence_of, gaps_in
 from api.routes.stats import expiry_rules
+from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
-from blocks.messages import ImagingEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.tables import Timestep

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import pytest
 
+from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.imaging_system import ImagesMissing, ImagingSystem
-from blocks.messages import ImagingEvent, InvalidEventFile
 
 NOBODY = 65534
 

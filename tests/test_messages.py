@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 from blocks.event_log import Entry
-from blocks.messages import MAX_EVENT_FILE_BYTES, ImagingEvent, Ingested, InvalidEventFile, LogEvent, parse_event_file
+from blocks.messages import Ingested, LogEvent
 
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 ZONES = [

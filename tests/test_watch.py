@@ -16,9 +16,10 @@ import httpx
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagesMissing, ImagingSystem
-from blocks.messages import ImagingEvent, InvalidEventFile, Rejected
+from blocks.messages import Rejected
 from flows import watch
 from flows.dispatch import Runs
 from flows.ingest import announce, reject

@@ -23,8 +23,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from blocks.event_file import ImagingEvent, parse_event_file
 from blocks.event_log import Backlog, EventLog
-from blocks.messages import Failed, ImagingEvent, Ingested, LogEvent, Uploaded, parse_event_file
+from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from flows import dispatch, upload, watch

@@ -16,7 +16,7 @@ from api.deps import SessionDep
 from api.paging import Order, Page, fetch_page
 from api.problems import Problem, documented
 from api.schemas import Name, TimestepQuery
-from blocks.messages import TimestepType
+from blocks.event_file import TimestepType
 from blocks.tables import Timestep, TimestepState
 
 router = APIRouter(tags=["experiments"])

@@ -18,7 +18,7 @@ from api.deps import SessionDep, StoreDep
 from api.paging import Instant, Order, Page, Paging, fetch_page
 from api.problems import Problem
 from api.schemas import Name, TimestepFilter
-from blocks.messages import TimestepType
+from blocks.event_file import TimestepType
 from blocks.object_store import ObjectStore
 from blocks.tables import Timestep, TimestepState
 
