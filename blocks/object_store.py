@@ -35,6 +35,8 @@ _CLIENT_CONFIG = {
     "response_checksum_validation": "when_required",
     "connect_timeout": 10,
     "retries": {"mode": "standard", "max_attempts": 5},
+    # The older signature, which botocore gives URLs by default, is switched off on many a server.
+    "signature_version": "s3v4",
     "s3": {"addressing_style": "path", "payload_signing_enabled": True},
 }
 
@@ -105,7 +107,6 @@ class ObjectStore(S3Bucket):
         return _open_wire(
             self.credentials,
             self.bucket_name,
-            self.parts_in_flight,
             self.bytes_per_second,
             self.timeout_seconds,
             self.patience_seconds,
@@ -258,7 +259,6 @@ class ObjectStore(S3Bucket):
 def _open_wire(
     credentials: AwsCredentials,
     bucket: str,
-    parts_in_flight: int,
     bytes_per_second: int | None,
     timeout: float,
     patience: float,
@@ -267,7 +267,6 @@ def _open_wire(
         credentials.get_s3_client(),
         credentials,
         bucket,
-        connections=parts_in_flight + 1,
         timeout=timeout,
         patience=Patience(give_up_after=patience),
         pace=shared_pace(bytes_per_second) if bytes_per_second else None,

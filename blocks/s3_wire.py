@@ -35,6 +35,10 @@ P = ParamSpec("P")
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
+# As many as all uploads of a process may need at the same time: one that is not kept costs the next request a
+# connection of its own, over TLS with all that belongs to it.
+_KEPT_CONNECTIONS = 256
+
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 _CODE = re.compile(rb"<Code>([^<]*)</Code>")
 # Bytes that were altered on their way, or were too slow: sending them again helps.
@@ -56,7 +60,6 @@ class S3Wire:
 
     Args:
         client: for its endpoint and region.
-        connections: kept open for the next request.
         timeout: seconds without any progress after which an attempt has failed.
     """
 
@@ -65,7 +68,6 @@ class S3Wire:
         client: "S3Client",
         credentials: AwsCredentials,
         bucket: str,
-        connections: int,
         timeout: float,
         patience: Patience,
         pace: Pace | None,
@@ -83,7 +85,7 @@ class S3Wire:
         self._keys = keys
         self._pool = urllib3.PoolManager(
             num_pools=1,
-            maxsize=connections,
+            maxsize=_KEPT_CONNECTIONS,
             retries=False,
             timeout=urllib3.Timeout(connect=timeout, read=timeout),
             **_trust(credentials),

@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -35,7 +36,9 @@ def test_an_uploaded_bundle_is_a_tar_that_proves_its_images(
 
     stored = store.upload(bundle, KEY, TIMESTEP)
 
-    with urllib.request.urlopen(store.presigned_url(KEY)) as answer:
+    url = store.presigned_url(KEY)
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
+    with urllib.request.urlopen(url) as answer:
         content = answer.read()
     assert hashlib.sha256(content).hexdigest() == stored.sha256
     assert len(content) == stored.size == bundle.size
@@ -60,6 +63,16 @@ def test_a_stored_bundle_is_recognised_and_not_sent_again(store: ObjectStore, tm
 
     assert (second.sha256, second.etag, second.images) == (first.sha256, first.etag, first.images)
     assert store.client.head_object(Bucket=store.bucket_name, Key=KEY)["LastModified"] == last_modified
+
+
+def test_several_uploads_at_once_keep_their_connections(
+    store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Bundle.of(make_images(tmp_path / "source", SEVERAL_PARTS), b"{}")
+    with ThreadPoolExecutor(3) as pool:
+        stored = pool.map(lambda number: store.upload(bundle, f"{number}.tar", TIMESTEP), range(3))
+        assert [one.sent for one in stored] == [bundle.size] * 3
+    assert [record.message for record in caplog.records if "pool is full" in record.message] == []
 
 
 def test_another_object_is_never_overwritten(store: ObjectStore, tmp_path: Path) -> None:
