@@ -67,7 +67,7 @@ class Image(BaseModel):
 
 
 class Proof(BaseModel):
-    """What was checked after an upload, and when. Each entry of `checks` is a sentence."""
+    """What was checked after an upload or before a purge, and when. Each entry of `checks` is a sentence."""
 
     model_config = ConfigDict(frozen=True)
     verified_at: datetime
@@ -126,6 +126,32 @@ class Archived(EventData):
         return (self.job_id, self.archive, self.key)
 
 
+class _Purged(EventData):
+    """Files of a timestep were deleted, because that was proven to be safe."""
+
+    timestep_id: UUID
+    system: str
+    files: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    proof: Proof
+    flow_run_id: UUID | None = None
+
+    def said(self) -> tuple[object, ...]:
+        return (self.flow_run_id,)
+
+
+class SourcePurged(_Purged):
+    """A timestep's files on the microscope's share were deleted."""
+
+    type: ClassVar[str] = "timestep.source-purged"
+
+
+class StagingPurged(_Purged):
+    """A timestep's copy in the staging directory was deleted."""
+
+    type: ClassVar[str] = "timestep.staging-purged"
+
+
 class Rejected(EventData):
     """An event file can't be taken in as it is. It stays where it is."""
 
@@ -140,7 +166,9 @@ class Rejected(EventData):
         return (self.system, self.event_file, self.reason, self.fingerprint)
 
 
-DATA_TYPES: dict[str, type[EventData]] = {data.type: data for data in (Ingested, Uploaded, Failed, Archived, Rejected)}
+DATA_TYPES: dict[str, type[EventData]] = {
+    data.type: data for data in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged, Rejected)
+}
 
 
 class LogEvent(BaseModel):

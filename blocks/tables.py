@@ -89,6 +89,9 @@ class Timestep(SQLModel, table=True):
     failed_stage: str | None = None
     failed_reason: str | None = None
     failed_flow_run_id: UUID | None = None
+    # Its files are there as long as nobody said that they were deleted.
+    source_purged_at: datetime | None = None
+    staging_purged_at: datetime | None = None
 
     # The object, and what was checked after its upload.
     bucket: str | None = None

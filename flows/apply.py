@@ -7,7 +7,7 @@ history of what the events are about. So neither the order nor the number of del
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID, uuid5
 
 from sqlalchemy import delete, func, tuple_, update
@@ -15,7 +15,18 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, SQLModel, col, select
 
 from blocks.event_log import Entry
-from blocks.messages import DATA_TYPES, Archived, EventData, Failed, Ingested, LogEvent, Rejected, Uploaded
+from blocks.messages import (
+    DATA_TYPES,
+    Archived,
+    EventData,
+    Failed,
+    Ingested,
+    LogEvent,
+    Rejected,
+    SourcePurged,
+    StagingPurged,
+    Uploaded,
+)
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 
 # The number of PostgreSQL's advisory lock under which one writer at a time derives; any will do.
@@ -23,7 +34,12 @@ _WRITER_LOCK = 7_303_014_002
 # Namespace of the archives' ids, which follow from their paths on tape; any fixed UUID would do.
 _ARCHIVE_IDS = UUID("0c8f1c7e-50ab-4c7e-8f6e-2d2f1f2c9a34")
 
+# The events that a timestep's row is computed from. The first three say all that was announced.
+_ANNOUNCING = (Ingested, Uploaded, Failed)
+_TELLING = (*_ANNOUNCING, SourcePurged, StagingPurged)
+
 Said = tuple[datetime, EventData]
+T = TypeVar("T", bound=EventData)
 
 
 def apply_events(session: Session, entries: Iterable[Entry]) -> None:
@@ -41,7 +57,7 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     # Deriving reads what others have written, so writers take turns.
     session.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
     news, event_files = _keep_history(session, events)
-    ids = {event.data.timestep_id for event in news if isinstance(event.data, Ingested | Uploaded | Failed)}
+    ids = {event.data.timestep_id for event in news if isinstance(event.data, _TELLING)}
     timesteps = _derive_timesteps(session, ids)
     _keep_images(session, timesteps, [event.data for event in news if isinstance(event.data, Uploaded)])
     archived_keys = _keep_archives(session, [event for event in news if isinstance(event.data, Archived)])
@@ -96,15 +112,16 @@ def _history_row(entry_id: str, event: LogEvent) -> dict[str, Any]:
 def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, dict[str, Any]]:
     """Compute the rows of timesteps from their histories; all but what archives say about them."""
     event = TimestepEvent
-    telling = (Ingested.type, Uploaded.type, Failed.type)
     history: dict[UUID, list[Said]] = defaultdict(list)
     for id, type, at, data in session.exec(
         select(event.timestep_id, event.type, event.time, event.data)
-        .where(col(event.timestep_id).in_(ids), col(event.type).in_(telling))
+        .where(col(event.timestep_id).in_(ids), col(event.type).in_([data.type for data in _TELLING]))
         .order_by(col(event.time), col(event.id))
     ):
         history[cast(UUID, id)].append((at, DATA_TYPES[type].model_validate({"images": [], **data})))
-    rows = {id: timestep_row(said) for id, said in history.items()}
+    # A purge alone does not say of what: its timestep gets a row with the next event.
+    known = {id: said for id, said in history.items() if any(isinstance(data, _ANNOUNCING) for _, data in said)}
+    rows = {id: timestep_row(said) for id, said in known.items()}
     _upsert(session, Timestep, list(rows.values()))
     return rows
 
@@ -112,17 +129,14 @@ def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID
 def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
     """What a timestep's history, oldest event first, says about it.
 
-    The first ingestion stands, and the last upload. A failure counts until it is followed by an upload.
+    The first ingestion stands, and the last upload and purge. A failure counts until it is followed by an upload.
     """
-    ingested = next(((at, data) for at, data in history if isinstance(data, Ingested)), None)
-    uploaded = next(((at, data) for at, data in reversed(history) if isinstance(data, Uploaded)), None)
-    failed = next(((at, data) for at, data in reversed(history) if isinstance(data, Failed)), None)
-    if failed and uploaded and uploaded[0] >= failed[0]:
-        failed = None
-    _, announcement = cast(tuple[datetime, Ingested | Uploaded | Failed], ingested or uploaded or failed)
-    ingested_at, ingestion = ingested or (None, None)
-    uploaded_at, upload = uploaded or (None, None)
-    failed_at, failure = failed or (None, None)
+    ingested_at, ingestion = _first(Ingested, history)
+    uploaded_at, upload = _first(Uploaded, reversed(history))
+    failed_at, failure = _first(Failed, reversed(history))
+    if failed_at and uploaded_at and uploaded_at >= failed_at:
+        failed_at, failure = None, None
+    announcement = cast(Ingested | Uploaded | Failed, ingestion or upload or failure)
     event = announcement.event
     return {
         "id": announcement.timestep_id,
@@ -152,7 +166,13 @@ def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
         "failed_stage": failure and failure.stage,
         "failed_reason": failure and failure.reason,
         "failed_flow_run_id": failure and failure.flow_run_id,
+        "source_purged_at": _first(SourcePurged, reversed(history))[0],
+        "staging_purged_at": _first(StagingPurged, reversed(history))[0],
     }
+
+
+def _first(kind: type[T], history: Iterable[Said]) -> tuple[datetime, T] | tuple[None, None]:
+    return next(((at, data) for at, data in history if isinstance(data, kind)), (None, None))
 
 
 def _derive_archived(session: Session, keys: set[str]) -> None:

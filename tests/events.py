@@ -7,7 +7,19 @@ from uuid import UUID, uuid4, uuid5
 
 from blocks.event_file import ImagingEvent
 from blocks.event_log import Entry
-from blocks.messages import Archived, EventData, Failed, Image, Ingested, LogEvent, Proof, Rejected, Uploaded
+from blocks.messages import (
+    Archived,
+    EventData,
+    Failed,
+    Image,
+    Ingested,
+    LogEvent,
+    Proof,
+    Rejected,
+    SourcePurged,
+    StagingPurged,
+    Uploaded,
+)
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BUCKET = "timesteps"
@@ -80,6 +92,20 @@ def failed(event: ImagingEvent, reason: str = "the share is away", attempt: int 
 def archived(key: str, archive: str = "/tape/images/20261101_004/20261123.tar", job: int = 1) -> Archived:
     """Its object is in a tape archive."""
     return Archived(timestep_id=None, job_id=UUID(int=job), date=date(2026, 11, 23), archive=archive, key=key)
+
+
+def purged(
+    event: ImagingEvent, kind: type[SourcePurged] | type[StagingPurged] = SourcePurged, run: int = 1
+) -> EventData:
+    """Its files were deleted."""
+    return kind(
+        timestep_id=event.timestep_id,
+        system="prince",
+        files=3,
+        bytes=3000,
+        proof=Proof(verified_at=NOON, checks=["Its object was read back."]),
+        flow_run_id=UUID(int=run),
+    )
 
 
 def rejected(event_file: str = "events/1.json", reason: str = "it is not JSON", system: str = "prince") -> Rejected:

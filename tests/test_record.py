@@ -18,12 +18,22 @@ from sqlmodel import Session, SQLModel, select
 import flows.record
 from blocks.database import create_engine
 from blocks.event_log import Entry, EventLog
-from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, Rejected, Uploaded
+from blocks.messages import (
+    Archived,
+    EventData,
+    Failed,
+    Ingested,
+    LogEvent,
+    Rejected,
+    SourcePurged,
+    StagingPurged,
+    Uploaded,
+)
 from blocks.settings import Settings
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 from flows.apply import apply_events
 from flows.record import GROUP, record, record_waiting
-from tests.events import NOON, announced, archived, delivered, failed, ingested, rejected, said, uploaded
+from tests.events import NOON, announced, archived, delivered, failed, ingested, purged, rejected, said, uploaded
 
 TABLES: tuple[type[SQLModel], ...] = (
     Timestep,
@@ -75,6 +85,9 @@ said_data: st.SearchStrategy[EventData] = st.one_of(
     st.builds(ingested, st.sampled_from(EVENTS), event_file=st.sampled_from(FILES)),
     st.builds(uploaded, st.sampled_from(EVENTS)),
     st.builds(failed, st.sampled_from(EVENTS), attempt=st.integers(1, 3)),
+    st.builds(
+        purged, st.sampled_from(EVENTS), kind=st.sampled_from([SourcePurged, StagingPurged]), run=st.integers(1, 2)
+    ),
     st.builds(
         archived,
         st.sampled_from([EVENTS[0].key, EVENTS[1].key, "images/nobody/knows/it.tar"]),
@@ -141,7 +154,17 @@ def check_against_the_rules(events: list[LogEvent], engine: Engine) -> None:
             refused[event.data.event_file] = max(refused.get(event.data.event_file, event.time), event.time)
     still_refused = {file for file, time in refused.items() if not (file in taken_in and taken_in[file] >= time)}
 
+    gone = {
+        kind: {
+            id: max(event.time for event in first.values() if event.data.timestep_id == id and event.type == kind.type)
+            for id in known & {event.data.timestep_id for event in first.values() if event.type == kind.type}
+        }
+        for kind in (SourcePurged, StagingPurged)
+    }
+
     found = rows(engine)
+    purged_at = {row["id"]: (row["source_purged_at"], row["staging_purged_at"]) for row in found["Timestep"]}
+    assert purged_at == {id: (gone[SourcePurged].get(id), gone[StagingPurged].get(id)) for id in known}
     assert {row["id"]: row["state"] for row in found["Timestep"]} == expected
     assert {row["timestep_id"] for row in found["TimestepImage"]} == set(uploads.values())
     assert {row["event_file"] for row in found["RejectedEventFile"]} == still_refused
@@ -176,6 +199,17 @@ def test_a_failure_after_the_upload_is_shown_but_the_object_stays_exported(engin
     apply_said(engine, said(uploaded(event), 5), said(failed(event, "lost the race"), 9))
     timestep = the_timestep(engine)
     assert (timestep.state, timestep.failed_reason) == ("uploaded", "lost the race")
+
+
+def test_a_purge_counts_once_its_timestep_is_known(engine: Engine) -> None:
+    event = announced()
+    apply_said(engine, said(purged(event), 9), said(purged(event, StagingPurged), 8))
+    assert rows(engine)["Timestep"] == []
+    apply_said(engine, said(ingested(event), 1), said(uploaded(event), 5))
+    timestep = the_timestep(engine)
+    assert timestep.state == "uploaded"
+    assert timestep.source_purged_at == NOON + timedelta(seconds=9)
+    assert timestep.staging_purged_at == NOON + timedelta(seconds=8)
 
 
 def test_unknown_fields_and_odd_characters_are_kept(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from alembic import command
@@ -15,7 +16,7 @@ from blocks.database import alembic_config, create_engine, migrate, pending_migr
 from blocks.settings import MissingSetting, Settings
 from blocks.tables import Timestep, TimestepState
 from flows.apply import apply_events
-from tests.events import NOON, announced, delivered, ingested, said, uploaded
+from tests.events import NOON, announced, delivered, ingested, purged, said, uploaded
 
 
 def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
@@ -35,11 +36,41 @@ def test_migrations_go_down_and_up_again_with_data_in_the_tables(settings: Setti
             config.attributes["connection"] = connection
             command.downgrade(config, "base")
         assert inspect(engine).get_table_names() == ["alembic_version"]
-        assert pending_migrations(engine) == ["0001"]
+        assert pending_migrations(engine)[0] == "0001"
         migrate(settings)
         assert pending_migrations(engine) == []
     with Session(engine) as session:
         assert session.exec(select(Timestep)).all() == []
+
+
+def test_what_a_migration_adds_is_filled_from_the_history(engine: Engine) -> None:
+    """Down to the first migration and up again, with data in the tables all the time."""
+    kept, gone = announced(position=1), announced(position=2)
+    entries = delivered(
+        said(uploaded(kept)),
+        said(ingested(gone)),
+        said(uploaded(gone), 5),
+        said(purged(gone), 7),
+        said(purged(gone, run=2), 9),
+    )
+    with Session(engine) as session, session.begin():
+        apply_events(session, entries)
+    before = all_rows(engine)
+    assert len(before["timestep"]) == 2
+    config = alembic_config()
+    for revision in ("0001", "head"):
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, revision) if revision != "head" else command.upgrade(config, revision)
+    assert all_rows(engine) == before
+
+
+def all_rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    with engine.connect() as connection:
+        return {
+            table.name: sorted(map(dict, connection.execute(table.select()).mappings()), key=str)
+            for table in SQLModel.metadata.sorted_tables
+        }
 
 
 def test_several_processes_may_migrate_at_once(empty_database_url: str) -> None:
