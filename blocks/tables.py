@@ -46,7 +46,8 @@ class Timestep(SQLModel, table=True):
 
     __table_args__ = (
         # One index per way of paging through timesteps, newest first, and its filter.
-        Index("timestep_by_time", "timestamp", "id"),
+        # The first also answers by itself what there is per day.
+        Index("timestep_by_time", "timestamp", "id", postgresql_include=["state", "image_count", "size"]),
         Index("timestep_by_system", "system", "timestamp", "id"),
         Index("timestep_by_experiment", "experiment_id", "position", "timestamp", "id"),
         Index("timestep_by_experiment_and_time", "experiment_id", "timestamp", "id"),
@@ -178,3 +179,26 @@ class RejectedEventFile(SQLModel, table=True):
     reason: str
     fingerprint: str
     rejected_at: datetime
+
+
+class TimestepTally(SQLModel, table=True):
+    """How many timesteps there are of a kind. PostgreSQL keeps it: counting a million rows takes too long."""
+
+    __tablename__ = "timestep_tally"
+
+    experiment_id: str = Field(primary_key=True)
+    system: str = Field(primary_key=True)
+    type: TimestepType = Field(sa_column=Column(_words(TimestepType), primary_key=True))
+    state: TimestepState = Field(sa_column=Column(_words(TimestepState), primary_key=True))
+    timesteps: int = Field(sa_column=Column(BigInteger, nullable=False), description="None of them left, if 0.")
+    images: int = Field(sa_column=Column(BigInteger, nullable=False), description="As announced.")
+    bytes: int = Field(sa_column=Column(BigInteger, nullable=False), description="In object storage.")
+
+
+class EventTally(SQLModel, table=True):
+    """How many events of a type the history has ever had. PostgreSQL keeps it."""
+
+    __tablename__ = "event_tally"
+
+    type: str = Field(primary_key=True)
+    events: int = Field(sa_column=Column(BigInteger, nullable=False))

@@ -9,14 +9,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
 from sqlmodel import Session, SQLModel, select
 
 from blocks.database import alembic_config, create_engine, migrate, pending_migrations
 from blocks.settings import MissingSetting, Settings
 from blocks.tables import Timestep, TimestepState
 from flows.apply import apply_events
-from tests.events import NOON, announced, delivered, ingested, purged, said, uploaded
+from tests.events import NOON, announced, archived, delivered, failed, ingested, purged, said, uploaded
 
 
 def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
@@ -121,3 +121,36 @@ def test_the_state_follows_from_the_facts(
         assert state is (TimestepState.ARCHIVED if is_archived else TimestepState.UPLOADED)
     else:
         assert state is (TimestepState.FAILED if is_failed else TimestepState.INGESTED)
+
+
+def test_tallies_agree_with_what_they_count(engine: Engine) -> None:
+    events = [announced(position=number, experiment_id=f"20261101_00{number % 2}") for number in range(6)]
+    rounds = [
+        [said(ingested(event), 1) for event in events],
+        [said(failed(event), 2) for event in events[:4]] + [said(uploaded(events[4]), 2)],
+        [said(uploaded(event, size=1000), 3) for event in events[1:3]] + [said(failed(events[0], attempt=2), 3)],
+        # Delivered again, said earlier than it was known, and announced as something else.
+        [said(ingested(events[0]), 0), said(uploaded(event := announced(event_type="video", plate=9)), 4)],
+        [said(archived(events[1].key), 5), said(ingested(event, system="aretha"), 6)],
+    ]
+    for events_said in rounds:
+        for entry in delivered(*events_said):
+            with Session(engine) as session, session.begin():
+                apply_events(session, [entry, entry])
+        assert_tallies_agree(engine)
+    with engine.begin() as connection:
+        connection.execute(text("delete from timestep where type = 'video'"))
+    assert_tallies_agree(engine)
+    with engine.begin() as connection:
+        connection.execute(text("truncate timestep, timestep_event cascade"))
+    assert_tallies_agree(engine)
+
+
+def assert_tallies_agree(engine: Engine) -> None:
+    counted = """select experiment_id, system, type, state, count(*), sum(image_count), coalesce(sum(size), 0)
+        from timestep group by 1, 2, 3, 4"""
+    events = "select type, count(*) from timestep_event group by 1"
+    with engine.connect() as connection:
+        for table, rows in (("timestep_tally where timesteps <> 0", counted), ("event_tally", events)):
+            kept = connection.execute(text(f"select * from {table}"))
+            assert sorted(kept) == sorted(connection.execute(text(rows)))
