@@ -1,7 +1,9 @@
 """What can go wrong with object storage."""
 
+from blocks.errors import ArchiverError
 
-class ObjectStoreError(Exception):
+
+class ObjectStoreError(ArchiverError):
     """Object storage can't do what was asked; the message names bucket, endpoint or key."""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, cast
+from uuid import UUID
 
 import typer
 
@@ -106,6 +107,24 @@ def mock_microscope(
     plan = Plan(systems.split(","), timesteps, images, image_bytes)
     for dropped in drop_timesteps(cast(Path, settings.data_dir), plan, interval_seconds=interval):
         typer.echo(f"{dropped.event_file}: {dropped.images} images, {dropped.bytes} bytes")
+
+
+@app.command()
+def verify(
+    timesteps: Annotated[list[UUID] | None, typer.Argument(help="Ids of timesteps.", show_default=False)] = None,
+    experiment: Annotated[str | None, typer.Option(help="All uploaded timesteps of this experiment.")] = None,
+    system: Annotated[str | None, typer.Option(help="All uploaded timesteps of this system.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All uploaded timesteps.")] = False,
+) -> None:
+    """Read objects back and compare every image with its recorded hash; exits with 1 and a list if one differs."""
+    if bool(timesteps) + bool(experiment or system) + everything != 1:
+        raise typer.BadParameter("name timesteps by their ids, or by --experiment and --system, or all with --all")
+    from rich.console import Console
+
+    from flows.verify import Selection
+    from flows.verify import verify as verify_selected
+
+    sys.exit(verify_selected(get_settings(), Selection(timesteps or (), experiment, system), Console(soft_wrap=True)))
 
 
 def _run(entrypoint: Coroutine[None, None, None]) -> None:
