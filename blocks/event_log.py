@@ -17,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from blocks.errors import ArchiverError
+from blocks.event_register import EventFileRegister
 from blocks.messages import LogEvent
 from blocks.settings import Settings
 
@@ -113,6 +114,11 @@ class EventLog(Block):
             retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=5),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
+
+    @property
+    def register(self) -> EventFileRegister:
+        """What is known of the event files, over the same connection."""
+        return EventFileRegister(self.redis, self.stream)
 
     def close(self) -> None:
         """Give the connection back."""
@@ -219,31 +225,6 @@ class EventLog(Block):
     def begin_attempt(self, work: str, number: int) -> None:
         """Remember that the attempt of that number has begun."""
         self.redis.set(f"{self.stream}:attempt:{work}", number, ex=_REMEMBER_SECONDS)
-
-    # --- the event files that were dealt with
-
-    def identify(self, timestep_id: str, digest: str) -> str:
-        """Bind a timestep's id to what was announced under it, for ever, unless it is bound already.
-
-        Returns:
-            The digest the id is bound to: another one than `digest` means a conflict.
-        """
-        key = f"{self.stream}:identities"
-        if self.redis.hsetnx(key, timestep_id, digest):
-            return digest
-        return cast(str, self.redis.hget(key, timestep_id))
-
-    def conclude(self, system: str, event_file: str, fingerprint: str) -> None:
-        """Remember that an event file, as it is now, was taken in or rejected."""
-        self.redis.hset(f"{self.stream}:event-files:{system}", event_file, fingerprint)
-
-    def concluded(self, system: str) -> dict[str, str]:
-        """The fingerprints under which the event files of a system were last dealt with."""
-        return cast(dict[str, str], self.redis.hgetall(f"{self.stream}:event-files:{system}"))
-
-    def conclusion(self, system: str, event_file: str) -> str | None:
-        """The fingerprint under which one event file was last dealt with, if it was."""
-        return cast(str | None, self.redis.hget(f"{self.stream}:event-files:{system}", event_file))
 
     # --- inside
 

@@ -161,13 +161,28 @@ class Rejected(EventData):
     event_file: str
     reason: str
     fingerprint: str = Field(description="Of the file as it was, so that a change of it is noticed.")
+    episode: UUID | None = Field(None, description="From the file's first rejection until it is cleared.")
 
     def said(self) -> tuple[object, ...]:
-        return (self.system, self.event_file, self.reason, self.fingerprint)
+        return (self.system, self.event_file, self.reason, self.fingerprint, self.episode)
+
+
+class Cleared(EventData):
+    """An event file is not rejected any more: it was taken in as this timestep, or removed."""
+
+    type: ClassVar[str] = "event-file.cleared"
+    timestep_id: UUID | None = Field(description="What it was taken in as, also where it was known already.")
+    system: str
+    event_file: str
+    why: Literal["taken in", "removed"]
+    episode: UUID = Field(description="All rejections of this episode are over.")
+
+    def said(self) -> tuple[object, ...]:
+        return (self.system, self.event_file, self.why, self.episode)
 
 
 DATA_TYPES: dict[str, type[EventData]] = {
-    data.type: data for data in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged, Rejected)
+    data.type: data for data in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged, Rejected, Cleared)
 }
 
 

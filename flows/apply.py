@@ -18,6 +18,7 @@ from blocks.event_log import Entry
 from blocks.messages import (
     DATA_TYPES,
     Archived,
+    Cleared,
     EventData,
     Failed,
     Ingested,
@@ -214,25 +215,35 @@ def _keep_archives(session: Session, notices: Iterable[LogEvent]) -> set[str]:
 
 
 def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
-    """Compute which of these event files are rejected: by the last rejection, unless taken in since."""
+    """Compute which of these event files are rejected: by the last rejection, unless it is over.
+
+    It is over when the file was taken in since, or when its episode was cleared, whenever that was said.
+    """
     event = TimestepEvent
-    rejected: dict[tuple[str, str], RejectedEventFile] = {}
+    telling = (Ingested.type, Rejected.type, Cleared.type)
+    rejections: dict[tuple[str, str], tuple[datetime, UUID, Rejected]] = {}
+    cleared: set[UUID] = set()
     for id, type, at, data in session.exec(
         select(event.id, event.type, event.time, event.data)
-        .where(tuple_(event.system, event.event_file).in_(files), col(event.type).in_((Ingested.type, Rejected.type)))
+        .where(tuple_(event.system, event.event_file).in_(files), col(event.type).in_(telling))
         # At the same instant, the rejection comes first.
-        .order_by(col(event.time), col(event.type), col(event.id))
+        .order_by(col(event.time), col(event.type) != Rejected.type, col(event.id))
     ):
         file = (data["system"], data["event_file"])
-        if type == Ingested.type:
-            rejected.pop(file, None)
+        if type == Rejected.type:
+            rejections[file] = (at, id, Rejected.model_validate(data))
+        elif type == Ingested.type:
+            rejections.pop(file, None)
         else:
-            said = Rejected.model_validate(data)
-            rejected[file] = RejectedEventFile(id=id, rejected_at=at, **said.model_dump())
-    gone = files - rejected.keys()
+            cleared.add(Cleared.model_validate(data).episode)
+    rows = {
+        file: {"id": id, "rejected_at": at, **said.model_dump(exclude={"episode"})}
+        for file, (at, id, said) in rejections.items()
+        if said.episode not in cleared
+    }
     row = RejectedEventFile
-    session.execute(delete(row).where(tuple_(row.system, row.event_file).in_(gone)))
-    _upsert(session, row, [rejection.model_dump() for rejection in rejected.values()])
+    session.execute(delete(row).where(tuple_(row.system, row.event_file).in_(files - rows.keys())))
+    _upsert(session, row, list(rows.values()))
 
 
 def _upsert(

@@ -22,6 +22,7 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagingSystem, is_event_file
 from blocks.settings import Settings
 from flows.dispatch import LOOK_AGAIN_SECONDS, Runs, entrypoint
+from flows.ingest import clear
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Watcher:
     async def _find_systems(self) -> None:
         for name in await asyncio.to_thread(ImagingSystem.discover, self._root):
             if name not in self._views:
-                concluded = await asyncio.to_thread(self._log.concluded, name)
+                concluded = await asyncio.to_thread(self._log.register.concluded, name)
                 self._views[name] = _View(await self._configured(name, self._root), concluded)
                 logger.info("Watching %s, %d event files known", name, len(concluded))
         for name, view in self._views.items():
@@ -151,13 +152,29 @@ class Watcher:
         found = []
         for view in self._views.values():
             try:
+                # Asked for before looking, so that what is rejected meanwhile is not taken for gone.
+                rejected = self._log.register.rejections(view.system.name)
                 files = {name: Fingerprint.of(status) for name, status in view.system.event_files()}
+                for name in rejected.keys() - files.keys():
+                    self._clear_if_gone(view, name)
                 found += [(view, name) for name, state in files.items() if not view.is_concluded(name, state)]
             except OSError as error:
                 logger.warning("%s can't be read: %s", view.system.directory, error)
                 continue
             view.pending = {name: pending for name, pending in view.pending.items() if name in files}
         return found
+
+    def _clear_if_gone(self, view: _View, event_file: str) -> None:
+        """End the rejection of a file that the operator removed; a share that is away is no reason."""
+        events = view.system.directory / "events"
+        try:
+            (view.system.directory / event_file).lstat()
+        except FileNotFoundError:
+            events.stat()
+        else:
+            return  # a listing may lack what is renamed at that moment
+        clear(view.system.name, event_file, None, self._log)
+        view.concluded.pop(event_file, None)
 
     def _take_hints(self) -> list[tuple[_View, str]]:
         found = [(view, name) for view in self._views.values() for name in sorted(view.hinted)]
@@ -183,7 +200,7 @@ class Watcher:
         now = time.monotonic()
         try:
             state = await asyncio.to_thread(view.system.fingerprint, event_file)
-            if conclusion := await asyncio.to_thread(self._log.conclusion, view.system.name, event_file):
+            if conclusion := await asyncio.to_thread(self._log.register.conclusion, view.system.name, event_file):
                 view.concluded[event_file] = conclusion
             if await asyncio.to_thread(view.is_concluded, event_file, state):
                 view.pending.pop(event_file, None)
@@ -221,7 +238,7 @@ class Watcher:
             name=f"ingest {view.system.name} {event_file}",
             parameters={"system": view.system.name, "event_file": event_file},
             tags=[view.system.name, *([event.experiment_id] if event else [])],
-            is_done=lambda: (self._log.conclusion(view.system.name, event_file) or "") != before,
+            is_done=lambda: (self._log.register.conclusion(view.system.name, event_file) or "") != before,
         )
         pending.driven = time.monotonic()
 

@@ -24,7 +24,9 @@ from blocks.database import create_engine, migrate
 from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from flows import watch
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
+from tests.watching import Ingest
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +137,21 @@ def event_log(redis_url: str) -> Iterator[EventLog]:
     log.ensure_groups()
     yield log
     log.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the imaging systems, which a watcher looks through every second."""
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1.0)
+    monkeypatch.setattr(watch, "LOOK_AGAIN_SECONDS", 1.0)
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def ingest(root: Path, event_log: EventLog) -> Ingest:
+    """What the watcher drives."""
+    return Ingest(root, event_log)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from blocks.event_file import ImagingEvent
 from blocks.event_log import Entry
 from blocks.messages import (
     Archived,
+    Cleared,
     EventData,
     Failed,
     Image,
@@ -108,9 +109,36 @@ def purged(
     )
 
 
-def rejected(event_file: str = "events/1.json", reason: str = "it is not JSON", system: str = "prince") -> Rejected:
+def rejected(
+    event_file: str = "events/1.json",
+    reason: str = "it is not JSON",
+    system: str = "prince",
+    episode: int | None = None,
+) -> Rejected:
     """Its event file can't be taken in."""
-    return Rejected(timestep_id=None, system=system, event_file=event_file, reason=reason, fingerprint=f"{reason}-1")
+    return Rejected(
+        timestep_id=None,
+        system=system,
+        event_file=event_file,
+        reason=reason,
+        fingerprint=f"{reason}-1",
+        episode=episode and _episode(event_file, episode),
+    )
+
+
+def cleared(event_file: str = "events/1.json", episode: int = 1) -> Cleared:
+    """Its event file is not rejected any more."""
+    return Cleared(
+        timestep_id=None,
+        system="prince",
+        event_file=event_file,
+        why="removed",
+        episode=_episode(event_file, episode),
+    )
+
+
+def _episode(event_file: str, number: int) -> UUID:
+    return uuid5(UUID(int=number), event_file)
 
 
 def said(data: EventData, seconds: float = 0, *, source: str = "test") -> LogEvent:

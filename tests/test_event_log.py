@@ -216,27 +216,6 @@ def test_a_stream_that_was_not_set_up_says_how(redis_url: str) -> None:
     log.close()
 
 
-# --- identities and event files
-
-
-def test_an_id_is_bound_to_what_was_announced_first(event_log: EventLog) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        answers = set(threads.map(lambda number: event_log.identify("an id", f"digest {number}"), range(8)))
-    (bound,) = answers
-    assert event_log.identify("an id", "another digest") == bound
-    assert event_log.identify("another id", "another digest") == "another digest"
-
-
-def test_conclusions_are_remembered_for_each_system(event_log: EventLog) -> None:
-    event_log.conclude("prince", "events/1.json", "one")
-    event_log.conclude("prince", "events/1.json", "two")
-    event_log.conclude("prince", "events/Zoë\n.json", "three")
-    assert event_log.concluded("prince") == {"events/1.json": "two", "events/Zoë\n.json": "three"}
-    assert event_log.conclusion("prince", "events/1.json") == "two"
-    assert event_log.conclusion("aretha", "events/1.json") is None
-    assert event_log.concluded("aretha") == {}
-
-
 # --- a Redis that restarts
 
 
@@ -287,8 +266,8 @@ def test_a_log_goes_on_after_redis_was_killed(own_redis: RestartingRedis) -> Non
     log.ensure_groups()
     before, after = events(2)
     first = log.append(before)
-    log.identify("an id", "a digest")
-    log.conclude("prince", "events/1.json", "one")
+    log.register.identify("an id", "a digest")
+    log.register.conclude("prince", "events/1.json", "one")
     assert ids(read(log)) == [first]
 
     own_redis.kill()
@@ -301,8 +280,8 @@ def test_a_log_goes_on_after_redis_was_killed(own_redis: RestartingRedis) -> Non
     assert log.append(before) == first
     assert ids(log.held("upload-worker", "one", count=100)) == [first]
     assert ids(read(log)) == [second]
-    assert log.identify("an id", "another") == "a digest"
-    assert log.concluded("prince") == {"events/1.json": "one"}
+    assert log.register.identify("an id", "another") == "a digest"
+    assert log.register.concluded("prince") == {"events/1.json": "one"}
     log.close()
 
 

@@ -20,6 +20,7 @@ from blocks.database import create_engine
 from blocks.event_log import Entry, EventLog
 from blocks.messages import (
     Archived,
+    Cleared,
     EventData,
     Failed,
     Ingested,
@@ -33,7 +34,19 @@ from blocks.settings import Settings
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 from flows.apply import apply_events
 from flows.record import GROUP, record, record_waiting
-from tests.events import NOON, announced, archived, delivered, failed, ingested, purged, rejected, said, uploaded
+from tests.events import (
+    NOON,
+    announced,
+    archived,
+    cleared,
+    delivered,
+    failed,
+    ingested,
+    purged,
+    rejected,
+    said,
+    uploaded,
+)
 
 TABLES: tuple[type[SQLModel], ...] = (
     Timestep,
@@ -94,7 +107,13 @@ said_data: st.SearchStrategy[EventData] = st.one_of(
         archive=st.sampled_from(["/tape/1.tar", "/tape/2.tar"]),
         job=st.integers(1, 2),
     ),
-    st.builds(rejected, st.sampled_from(FILES), reason=st.sampled_from(["it is not JSON", "position is missing"])),
+    st.builds(
+        rejected,
+        st.sampled_from(FILES),
+        reason=st.sampled_from(["it is not JSON", "position is missing"]),
+        episode=st.sampled_from([None, 1, 2]),
+    ),
+    st.builds(cleared, st.sampled_from(FILES), episode=st.integers(1, 2)),
 )
 
 
@@ -146,13 +165,19 @@ def check_against_the_rules(events: list[LogEvent], engine: Engine) -> None:
     first: dict[UUID, LogEvent] = {}
     for event in sorted(events, key=lambda event: event.time):
         first.setdefault(event.id, event)
-    taken_in, refused = dict[str, datetime](), dict[str, datetime]()
+    over = {event.data.episode for event in first.values() if isinstance(event.data, Cleared)}
+    taken_in, refused = dict[str, datetime](), dict[str, list[tuple[datetime, UUID, Rejected]]]()
     for event in first.values():
         if isinstance(event.data, Ingested):
             taken_in[event.data.event_file] = max(taken_in.get(event.data.event_file, event.time), event.time)
         elif isinstance(event.data, Rejected):
-            refused[event.data.event_file] = max(refused.get(event.data.event_file, event.time), event.time)
-    still_refused = {file for file, time in refused.items() if not (file in taken_in and taken_in[file] >= time)}
+            refused.setdefault(event.data.event_file, []).append((event.time, event.id, event.data))
+    still_refused = {
+        file
+        for file, rejections in refused.items()
+        for time, _, last in [max(rejections, key=lambda rejection: rejection[:2])]
+        if not (file in taken_in and taken_in[file] >= time) and last.episode not in over
+    }
 
     gone = {
         kind: {
@@ -224,6 +249,18 @@ def test_a_second_rejection_replaces_the_first(engine: Engine) -> None:
     apply_said(engine, said(rejected(reason="it is not JSON"), 1), said(rejected(reason="plate is missing"), 2))
     with Session(engine) as session:
         assert session.exec(select(RejectedEventFile)).one().reason == "plate is missing"
+
+
+def test_a_rejection_is_over_once_its_episode_was_cleared_and_another_begins_anew(engine: Engine) -> None:
+    def listed() -> list[str]:
+        with Session(engine) as session:
+            return [row.reason for row in session.exec(select(RejectedEventFile))]
+
+    # The clocks of two processes differ, so a rejection may seem to be later than its end.
+    apply_said(engine, said(rejected(episode=1), 2), said(cleared(episode=1), 1))
+    assert listed() == []
+    apply_said(engine, said(rejected(episode=2), 3))
+    assert listed() == ["it is not JSON"]
 
 
 # --- from the stream

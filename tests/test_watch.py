@@ -4,147 +4,21 @@ import asyncio
 import json
 import os
 import shutil
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
-from uuid import uuid4
 
 import httpx
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from blocks.event_file import ImagingEvent, InvalidEventFile
+from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
-from blocks.imaging_system import Fingerprint, ImagesMissing, ImagingSystem
+from blocks.event_register import EventFileRegister
+from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
 from flows import watch
-from flows.dispatch import Runs
-from flows.ingest import announce, reject
-from flows.watch import Watcher
+from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
 
-PATIENCE = 20.0
 SETTLE_SECONDS = 2.0
-
-
-class Ingest:
-    """In place of Runs: does what an ingest-timestep run does, without the seconds that Prefect takes for it."""
-
-    def __init__(self, root: Path, log: EventLog) -> None:
-        self._root = root
-        self._log = log
-        self.runs: Counter[str] = Counter()
-        self.keys: list[str] = []
-        self.failures: list[Exception] = []
-        self.watching: Literal["native", "polling"] = "native"
-
-    async def configured(self, name: str, root: Path) -> ImagingSystem:
-        return ImagingSystem(name=name, root=root, watching=self.watching)
-
-    async def drive(self, work: str, name: str, parameters: dict[str, Any], **_rest: object) -> bool:
-        if self.failures:
-            raise self.failures.pop(0)
-        self.keys.append(work)
-        self.runs[f"{parameters['system']}/{parameters['event_file']}"] += 1
-        await asyncio.to_thread(self._ingest, **parameters)
-        return True
-
-    def _ingest(self, system: str, event_file: str) -> None:
-        source = ImagingSystem(name=system, root=self._root)
-        event: ImagingEvent | None = None
-        seen = source.fingerprint(event_file)
-        try:
-            event = source.read_event(event_file)
-            seen = source.fingerprint(event_file, event.img_dir)
-            source.check_images(event)
-            announce(source, event_file, event, self._log)
-        except (InvalidEventFile, ImagesMissing) as error:
-            reject(source, event_file, event, str(error), seen, self._log)
-        else:
-            self._log.conclude(system, event_file, Fingerprint(file=seen.file).model_dump_json())
-
-
-class Microscope:
-    """Drops timesteps of one image into a root."""
-
-    def __init__(self, root: Path, name: str = "prince") -> None:
-        self.directory = root / name
-        self.events = self.directory / "events"
-        self.events.mkdir(parents=True)
-
-    def event(self, images: int = 1, **fields: Any) -> str:
-        """The content of an event file whose images are there."""
-        img_dir = f"t-{uuid4().hex}"
-        for number in range(images):
-            (self.directory / img_dir / "Img").mkdir(parents=True, exist_ok=True)
-            (self.directory / img_dir / "Img" / f"{number}.tif").write_bytes(b"II*\0")
-        event = {
-            "timestep_id": str(uuid4()),
-            "plate": 4,
-            "cross_date": "2026-11-01",
-            "position": 7,
-            "timestamp": "2026-11-23T10:42:07Z",
-            "img_count": 1,
-            "img_dir": img_dir,
-            **fields,
-        }
-        return json.dumps(event)
-
-    def drop(self, name: str, **fields: Any) -> Path:
-        path = self.events / name
-        path.write_text(self.event(**fields))
-        return path
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1.0)
-    monkeypatch.setattr(watch, "LOOK_AGAIN_SECONDS", 1.0)
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def ingest(root: Path, event_log: EventLog) -> Ingest:
-    return Ingest(root, event_log)
-
-
-@asynccontextmanager
-async def watching(root: Path, log: EventLog, ingest: Ingest) -> AsyncIterator[None]:
-    """A watcher at work, which must not end by itself."""
-    task = asyncio.create_task(Watcher(root, log, cast(Runs, ingest), ingest.configured).run())
-    try:
-        yield
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-
-
-async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        await asyncio.sleep(0.02)
-
-
-def said(log: EventLog) -> list[tuple[str, str]]:
-    """Type and event file of everything in the stream."""
-    entries = cast(list[tuple[str, dict[str, str]]], log.redis.xrange(log.stream))
-    data = [json.loads(fields["event"]) for _, fields in entries]
-    return [(event["type"].split(".")[1], event["data"]["event_file"]) for event in data]
-
-
-def taken_in(log: EventLog, *names: str) -> Callable[[], bool]:
-    return lambda: {("ingested", f"events/{name}") for name in names} <= set(said(log))
-
-
-def rejected(log: EventLog, name: str) -> Callable[[], bool]:
-    return lambda: ("rejected", f"events/{name}") in said(log)
 
 
 # --- where event files come from
@@ -434,14 +308,14 @@ def test_files_wait_while_a_service_is_away(
     prince = Microscope(root)
     prince.drop("1.json")
     ingest.failures = [httpx.ConnectError("Prefect is away"), RedisConnectionError("Redis is away")]
-    concluded, failures = EventLog.concluded, [RedisConnectionError("Redis is away")]
+    concluded, failures = EventFileRegister.concluded, [RedisConnectionError("Redis is away")]
 
-    def away_at_first(log: EventLog, system: str) -> dict[str, str]:
+    def away_at_first(register: EventFileRegister, system: str) -> dict[str, str]:
         if failures:
             raise failures.pop()
-        return concluded(log, system)
+        return concluded(register, system)
 
-    monkeypatch.setattr(EventLog, "concluded", away_at_first)
+    monkeypatch.setattr(EventFileRegister, "concluded", away_at_first)
 
     async def test() -> None:
         async with watching(root, event_log, ingest):

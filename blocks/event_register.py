@@ -1,0 +1,84 @@
+"""What is known of event files: who announced which timestep, and which files were dealt with, and how."""
+
+from typing import cast
+from uuid import UUID, uuid4
+
+import redis
+
+# Both have to stay as they are while another process looks: a rejection has one episode at a time.
+_OPEN = "redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) return redis.call('HGET', KEYS[1], ARGV[1])"
+_CLOSE = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
+"""
+
+
+class EventFileRegister:
+    """Remembers what became of event files. It lives beside the log, in the same Redis."""
+
+    def __init__(self, connection: redis.Redis, stream: str) -> None:
+        self._redis = connection
+        self._stream = stream
+
+    # --- timesteps
+
+    def identify(self, timestep_id: str, digest: str) -> str:
+        """Bind a timestep's id to what was announced under it, for ever, unless it is bound already.
+
+        Returns:
+            The digest the id is bound to: another one than `digest` means a conflict.
+        """
+        key = f"{self._stream}:identities"
+        if self._redis.hsetnx(key, timestep_id, digest):
+            return digest
+        return cast(str, self._redis.hget(key, timestep_id))
+
+    # --- files that were dealt with
+
+    def conclude(self, system: str, event_file: str, fingerprint: str) -> None:
+        """Remember that an event file, as it is now, was taken in or rejected."""
+        self._redis.hset(self._conclusions(system), event_file, fingerprint)
+
+    def forget(self, system: str, event_file: str) -> None:
+        """Have an event file looked at again, however it looks then."""
+        self._redis.hdel(self._conclusions(system), event_file)
+
+    def concluded(self, system: str) -> dict[str, str]:
+        """The fingerprints under which the event files of a system were last dealt with."""
+        return cast(dict[str, str], self._redis.hgetall(self._conclusions(system)))
+
+    def conclusion(self, system: str, event_file: str) -> str | None:
+        """The fingerprint under which one event file was last dealt with, if it was."""
+        return cast(str | None, self._redis.hget(self._conclusions(system), event_file))
+
+    # --- files that are rejected
+
+    def open_rejection(self, system: str, event_file: str) -> UUID:
+        """The episode in which an event file is rejected: from its first rejection until it is cleared.
+
+        Saying so is the first step of a rejection, so that a crash right after it forgets nothing.
+        """
+        key = self._rejections(system)
+        return UUID(cast(str, self._redis.eval(_OPEN, 1, key, event_file, str(uuid4()))))
+
+    def rejection(self, system: str, event_file: str) -> UUID | None:
+        """The episode in which an event file is rejected now, if it is."""
+        episode = cast(str | None, self._redis.hget(self._rejections(system), event_file))
+        return UUID(episode) if episode else None
+
+    def rejections(self, system: str) -> dict[str, UUID]:
+        """The episodes of all event files of a system that are rejected now."""
+        known = cast(dict[str, str], self._redis.hgetall(self._rejections(system)))
+        return {event_file: UUID(episode) for event_file, episode in known.items()}
+
+    def close_rejection(self, system: str, event_file: str, episode: UUID) -> None:
+        """End an episode, once the log says so; the next rejection of the file begins another."""
+        self._redis.eval(_CLOSE, 1, self._rejections(system), event_file, str(episode))
+
+    # --- inside
+
+    def _conclusions(self, system: str) -> str:
+        return f"{self._stream}:event-files:{system}"
+
+    def _rejections(self, system: str) -> str:
+        return f"{self._stream}:rejected:{system}"
