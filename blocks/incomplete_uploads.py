@@ -1,6 +1,7 @@
 """What uploads leave behind that were begun and never completed: it costs space and is not listed."""
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from blocks.object_errors import Refused
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
 
 RULE = "abort-incomplete-uploads"
 
+# Ceph answers the second one to a question about parts.
+GONE = {"NoSuchUpload", "NoSuchKey"}
 
-def expire_by_rule(wire: S3Wire, days: int = 7) -> None:
+
+def expire_by_rule(wire: S3Wire, days: int) -> None:
     """Have the store remove them by itself; the bucket's other lifecycle rules stay.
 
     Raises:
@@ -42,27 +46,47 @@ def expire_by_rule(wire: S3Wire, days: int = 7) -> None:
     )
 
 
-def abort_abandoned(wire: S3Wire, older_than: timedelta) -> list[str]:
-    """Abort the uploads that were begun so long ago; returns their keys.
+@dataclass(frozen=True)
+class IncompleteUpload:
+    """A multipart upload that was begun, and neither completed nor aborted."""
 
-    Uploads in progress are among them if they take longer: choose a time no upload needs.
+    key: str
+    upload_id: str
+    begun_at: datetime
+    """As the store tells it; moto says 2010 of all of them."""
+
+
+def find(wire: S3Wire) -> list[IncompleteUpload]:
+    """All incomplete uploads of the bucket, also those that are under way.
+
+    Raises:
+        ObjectStoreError: if the store can't be asked.
+    """
+    pages = wire.client.get_paginator("list_multipart_uploads").paginate(Bucket=wire.bucket)
+    return wire.call(
+        f"listing the incomplete uploads of {wire.location}",
+        lambda: [
+            IncompleteUpload(upload["Key"], upload["UploadId"], upload["Initiated"])
+            for page in pages
+            for upload in page.get("Uploads", [])
+        ],
+    )
+
+
+def abort(wire: S3Wire, upload: IncompleteUpload) -> None:
+    """Have the store remove what it holds of an upload; no-op where that is gone already.
 
     Raises:
         ObjectStoreError: if the store fails.
     """
-    begun_before = datetime.now(UTC) - older_than
-    pages = wire.client.get_paginator("list_multipart_uploads").paginate(Bucket=wire.bucket)
-    uploads = wire.call(
-        f"listing the open uploads of {wire.location}",
-        lambda: [upload for page in pages for upload in page.get("Uploads", [])],
-    )
-    abandoned = [upload for upload in uploads if upload["Initiated"] < begun_before]
-    for upload in abandoned:
+    try:
         wire.call(
-            f"aborting the upload of {upload['Key']}",
+            f"aborting the upload of {upload.key}",
             wire.client.abort_multipart_upload,
             Bucket=wire.bucket,
-            Key=upload["Key"],
-            UploadId=upload["UploadId"],
+            Key=upload.key,
+            UploadId=upload.upload_id,
         )
-    return [upload["Key"] for upload in abandoned]
+    except Refused as error:
+        if error.code not in GONE:
+            raise

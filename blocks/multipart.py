@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from blocks import s3_object
+from blocks import incomplete_uploads, s3_object
 from blocks.bundle import BundleReader
 from blocks.object_errors import KeyTaken, Refused
 from blocks.s3_wire import S3Wire
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PARTS = 10_000
-
-# Ceph answers the second one to a question for the parts.
-_UPLOAD_GONE = {"NoSuchUpload", "NoSuchKey"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class MultipartUpload:
         try:
             stored = self.wire.call(f"looking up the parts of {self.key}", self._stored_parts, upload.upload_id)
         except Refused as error:
-            if error.code not in _UPLOAD_GONE:
+            if error.code not in incomplete_uploads.GONE:
                 raise
             return None
         recorded = self.sending.journal.parts(self.key)
@@ -214,7 +211,7 @@ class MultipartUpload:
             )
         except Refused as error:
             # Or it was completed, and only the answer got lost: the object itself will tell.
-            if error.code not in _UPLOAD_GONE:
+            if error.code not in incomplete_uploads.GONE:
                 raise
 
     def _complete_if_allowed(self, **request: Any) -> object:

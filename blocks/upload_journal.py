@@ -10,8 +10,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 log = logging.getLogger(__name__)
 
-# Longer than any storage keeps an unfinished upload that nobody comes back to.
-_REMEMBER_SECONDS = 14 * 24 * 3600
+# Nobody comes back to it after so long: what the store holds of the upload may be removed then.
+_REMEMBER_SECONDS = 7 * 24 * 3600
 
 
 class OpenUpload(BaseModel):

@@ -26,11 +26,21 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Mo
 
 
 @app.command()
-def init() -> None:
+def init(
+    abort_incomplete_days: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Give the bucket a lifecycle rule that aborts every upload, whoever began it, which is not completed "
+            "after so many days. Its other rules stay. Without this option no rule is touched.",
+        ),
+    ] = None,
+) -> None:
     """Migrations, consumer groups, directories, bucket, blocks, work pools, deployments. Repeatable."""
     from flows.init import initialize
 
-    initialize(get_settings())
+    initialize(get_settings(), abort_incomplete_days)
 
 
 @app.command()

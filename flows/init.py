@@ -17,6 +17,8 @@ from blocks.database import migrate
 from blocks.errors import ArchiverError
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
+from blocks.incomplete_uploads import expire_by_rule
+from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from flows.upload import OBJECT_STORE
@@ -31,8 +33,12 @@ class DeployFailed(ArchiverError):
     """`prefect deploy` failed; the message is what it printed."""
 
 
-def initialize(settings: Settings) -> None:
+def initialize(settings: Settings, abort_incomplete_days: int | None = None) -> None:
     """Directories, migrations, consumer groups, bucket, blocks, work pools and deployments.
+
+    Args:
+        abort_incomplete_days: the bucket gets a rule to abort uploads that are not completed after so
+            many days; None leaves its rules as they are.
 
     Raises:
         MissingSetting: with all settings that are needed and not there.
@@ -55,9 +61,21 @@ def initialize(settings: Settings) -> None:
     logger.info("The stream and its consumer groups are there")
     store.ensure_bucket()
     logger.info("The bucket %s is there", settings.bucket)
+    if abort_incomplete_days is not None:
+        expire_incomplete_uploads(store, abort_incomplete_days)
     asyncio.run(_prepare_prefect(store))
     deploy()
     logger.info("Blocks, work pools and deployments are there")
+
+
+def expire_incomplete_uploads(store: ObjectStore, days: int) -> None:
+    """Give the bucket the rule, or say that it takes none: nothing else depends on it."""
+    try:
+        expire_by_rule(store.wire, days)
+    except ObjectStoreError as error:
+        logger.warning("The bucket takes no rule; our own uploads are aborted by the daily flow run: %s", error)
+    else:
+        logger.info("The bucket aborts uploads, whoever began them, that are not completed after %d days", days)
 
 
 async def _prepare_prefect(store: ObjectStore) -> None:

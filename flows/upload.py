@@ -47,7 +47,7 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: Even
     metadata = json.dumps({"system": timestep.system, **timestep.event.document()}, indent=2, sort_keys=True)
     bundle = Bundle.of(directory, metadata.encode())
     key = timestep.event.key
-    with hold(log.redis, f"{log.stream}:lease:{key}") as lease:
+    with hold(log.redis, lease_name(log, key)) as lease:
         journal = RedisJournal(log.redis, store.bucket_name)
         stored = store.upload(bundle, key, timestep.timestep_id, journal, lease.check)
     return Uploaded(
@@ -64,6 +64,11 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: Even
         proof=stored.proof,
         started_at=started_at,
     )
+
+
+def lease_name(log: EventLog, key: str) -> str:
+    """The lease that whoever works on the object of this key has to hold."""
+    return f"{log.stream}:lease:{key}"
 
 
 async def _may_pass(_task: object, _run: object, state: State[object]) -> bool:

@@ -106,7 +106,7 @@ def choose(engine: Engine, selection: Selection) -> list[Recorded]:
 
 def _query(selection: Selection) -> Select[Any]:
     columns = [getattr(Timestep, name) for name in Recorded.__dataclass_fields__]
-    query = select(*columns).order_by(col(Timestep.timestamp), col(Timestep.id))
+    query: Select[Any] = select(*columns).order_by(col(Timestep.timestamp), col(Timestep.id))
     if selection.ids:
         return query.where(col(Timestep.id).in_(selection.ids))
     query = query.where(col(Timestep.uploaded_at).is_not(None))

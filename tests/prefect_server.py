@@ -49,6 +49,7 @@ def prefect_server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> I
         "PREFECT_HOME": str(directory),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": _create_database(postgres).replace("://", "+asyncpg://", 1),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",  # whose runs would come and go between those of a test
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "DO_NOT_TRACK": "1",

@@ -6,7 +6,6 @@ import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,12 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.bundle import Bundle, SourceChanged
-from blocks.incomplete_uploads import abort_abandoned, expire_by_rule
 from blocks.object_store import KeyTaken, NotStored, ObjectStore, ObjectStoreError
 from blocks.settings import MissingSetting, Settings
 from tests.conftest import make_store
 from tests.images import KEY, SEVERAL_PARTS, TIMESTEP, make_images
-from tests.rados_gateway import RadosGateway
 
 
 @pytest.fixture
@@ -139,29 +136,6 @@ def test_a_source_that_changes_while_it_is_read_leaves_nothing(store: ObjectStor
 
     assert store.head(KEY) is None
     assert "Uploads" not in store.client.list_multipart_uploads(Bucket=store.bucket_name)
-
-
-def test_abandoned_uploads_are_aborted_after_a_while(rados_gateway: RadosGateway) -> None:
-    store = make_store(rados_gateway.url)
-    store.client.create_multipart_upload(Bucket=store.bucket_name, Key=KEY)
-    assert abort_abandoned(store.wire, timedelta(hours=1)) == []
-    assert abort_abandoned(store.wire, timedelta(seconds=-60)) == [KEY]
-    assert abort_abandoned(store.wire, timedelta(seconds=-60)) == []
-
-
-def test_the_rule_against_incomplete_uploads_leaves_other_rules_alone(store: ObjectStore) -> None:
-    other = {"ID": "other", "Filter": {"Prefix": "logs/"}, "Status": "Enabled", "Expiration": {"Days": 3}}
-    store.client.put_bucket_lifecycle_configuration(
-        Bucket=store.bucket_name,
-        LifecycleConfiguration={"Rules": [other]},  # type: ignore[list-item]
-    )
-    expire_by_rule(store.wire, days=5)
-    expire_by_rule(store.wire, days=7)
-
-    rules = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket_name)["Rules"]
-
-    days = {rule["ID"]: rule.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation") for rule in rules}
-    assert days == {"other": None, "abort-incomplete-uploads": 7}
 
 
 def test_tags_are_read_and_written(store: ObjectStore) -> None:

@@ -28,9 +28,7 @@ Verify = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def verify(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Verify]:
+def verify(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Verify]:
     """Run the command: its exit code, what it printed, and what it said to the operator."""
     for name, value in shell_environment(settings).items():
         monkeypatch.setenv(name, value)
@@ -49,9 +47,7 @@ def verify(
 
 
 @pytest.fixture
-def upload(
-    object_store: ObjectStore, engine: Engine, event_log: EventLog, tmp_path: Path
-) -> Callable[..., Uploaded]:
+def upload(object_store: ObjectStore, engine: Engine, event_log: EventLog, tmp_path: Path) -> Callable[..., Uploaded]:
     """Upload a timestep of 3.5 MB and have it recorded."""
 
     def upload(event: ImagingEvent, system: str = "prince") -> Uploaded:
@@ -137,7 +133,11 @@ def test_only_what_is_named_is_read(
     assert verify("--experiment", "one")[0] == 0
     assert verify("--system", "prince")[0] == 0
     assert verify(str(one.timestep_id))[0] == 0
-    for arguments in (["--experiment", "other"], ["--system", "aretha"], [str(one.timestep_id), str(other.timestep_id)]):
+    for arguments in (
+        ["--experiment", "other"],
+        ["--system", "aretha"],
+        [str(one.timestep_id), str(other.timestep_id)],
+    ):
         code, printed, _ = verify(*arguments)
         assert (code, other.key in printed, one.key in printed) == (1, True, False)
     code, printed, _ = verify(str(announcement.timestep_id))
