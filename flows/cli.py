@@ -24,6 +24,12 @@ logger = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Moves timesteps to object storage.")
 
+# What a mock microscope drops.
+Timesteps = Annotated[int, typer.Option(min=1, help="How many timesteps in all.")]
+Images = Annotated[int, typer.Option(min=1, help="Images per timestep.")]
+ImageBytes = Annotated[int, typer.Option(min=1, help="Bytes of one image's pixels.")]
+Systems = Annotated[str, typer.Option(help="Names of the imaging systems.")]
+
 
 @app.command()
 def init(
@@ -89,10 +95,10 @@ def up(
 
 @app.command()
 def demo(
-    timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps in all.")] = 4,
-    images: Annotated[int, typer.Option(min=1, help="Images per timestep.")] = 10,
-    image_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one image's pixels.")] = 200_000,
-    systems: Annotated[str, typer.Option(help="Names of the imaging systems.")] = "prince,aretha",
+    timesteps: Timesteps = 4,
+    images: Images = 10,
+    image_bytes: ImageBytes = 200_000,
+    systems: Systems = "prince,aretha",
 ) -> None:
     """Show on one machine how timesteps travel, end to end; exits with 1 if one does not arrive."""
     from flows.stack.demo import demo as demonstrate
@@ -103,10 +109,10 @@ def demo(
 
 @app.command()
 def mock_microscope(
-    timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps in all.")] = 1,
-    images: Annotated[int, typer.Option(min=1, help="Images per timestep.")] = 10,
-    image_bytes: Annotated[int, typer.Option(min=1, help="Bytes of one image's pixels.")] = 200_000,
-    systems: Annotated[str, typer.Option(help="Names of the imaging systems.")] = "prince,aretha",
+    timesteps: Timesteps = 1,
+    images: Images = 10,
+    image_bytes: ImageBytes = 200_000,
+    systems: Systems = "prince,aretha",
     interval: Annotated[float, typer.Option(min=0, help="Seconds between two timesteps.")] = 0.0,
 ) -> None:
     """Drop timesteps into ARCHIVER_DATA_DIR like a microscope does."""

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,13 +27,46 @@ ARRIVAL_SECONDS = 90.0
 pytestmark = pytest.mark.timeout(400)
 
 
-@dataclass
 class RunningStack:
-    """An `archiver up --trial` on a home of its own, seen from outside."""
+    """An `archiver up` on a home of its own, seen from outside. Its object storage outlives it."""
 
-    process: subprocess.Popen[bytes]
-    env: dict[str, str]
-    before_start: Dropped
+    def __init__(self, home: Path, s3_endpoint: str) -> None:
+        self.home = home
+        self._s3_endpoint = s3_endpoint
+        self.start()
+
+    def start(self) -> None:
+        """Start it on what is in its home, and wait until it is ready."""
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))
+        }
+        given = {
+            "ARCHIVER_HOME": str(self.home),
+            "AWS_ENDPOINT_URL": self._s3_endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+        }
+        command = [sys.executable, "-m", "flows.cli", "up"]
+        with self.home.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=inherited | given, stdout=log, stderr=log, start_new_session=True
+            )
+        self.env = eventually(self._settings, f"settings in {self.home}/env", START_SECONDS)
+
+    def stop(self) -> None:
+        """Stop it as an operator does."""
+        self.process.send_signal(signal.SIGTERM)
+        stopping = time.monotonic()
+        assert self.process.wait(timeout=30) == 0
+        assert time.monotonic() - stopping < 15
+        assert not (self.home / "env").exists()
+
+    def _settings(self) -> dict[str, str] | None:
+        assert self.process.poll() is None, self.home.with_suffix(".log").read_text()
+        if not (self.home / "env").exists():
+            return None
+        shell = subprocess.run(["sh", "-c", f". {self.home}/env; env -0"], env={}, capture_output=True, check=True)
+        return dict(pair.split("=", 1) for pair in shell.stdout.decode().split("\0") if pair)
 
     @property
     def data_dir(self) -> Path:
@@ -133,51 +165,42 @@ def assert_same_images(url: str, dropped: Dropped) -> None:
     assert json.loads(members["./metadata.json"])["timestep_id"] == str(dropped.timestep_id)
 
 
-def start(home: Path, **extra: str) -> subprocess.Popen[bytes]:
-    """`archiver up --trial` on a home; what it prints goes to a file beside it."""
-    inherited = {
-        key: value for key, value in os.environ.items() if not key.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))
-    }
-    with home.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "up", "--trial"],
-            env={**inherited, "ARCHIVER_HOME": str(home), **extra},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def settings_of(home: Path, process: subprocess.Popen[bytes]) -> dict[str, str]:
-    """The settings a stack wrote down once it was ready."""
-
-    def read() -> dict[str, str] | None:
-        assert process.poll() is None, home.with_suffix(".log").read_text()
-        if not (home / "env").exists():
-            return None
-        shell = subprocess.run(["sh", "-c", f". {home}/env; env -0"], env={}, capture_output=True, check=True)
-        return dict(pair.split("=", 1) for pair in shell.stdout.decode().split("\0") if pair)
-
-    return eventually(read, f"settings in {home}/env", START_SECONDS)
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stack") / "home"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    home = tmp_path_factory.mktemp("stack") / "home"
-    before_start = drop(home / "data", "aretha")
-    process = start(home)
+def before_start(home: Path) -> Dropped:
+    """A timestep that was there before the stack."""
+    return drop(home / "data", "aretha")
+
+
+@pytest.fixture(scope="module")
+def stack(home: Path, before_start: Dropped, s3_endpoint: str) -> Iterator[RunningStack]:
+    running = RunningStack(home, s3_endpoint)
     try:
-        yield RunningStack(process, settings_of(home, process), before_start)
+        yield running
     finally:
-        process.send_signal(signal.SIGTERM)
-        stopping = time.monotonic()
-        assert process.wait(timeout=30) == 0
-        assert time.monotonic() - stopping < 15
-        assert not (home / "env").exists()
+        running.stop()
 
 
-def test_a_timestep_dropped_before_the_start_arrives(stack: RunningStack) -> None:
-    assert_same_images(stack.export(stack.before_start)["url"], stack.before_start)
+def test_a_timestep_dropped_before_the_start_arrives(stack: RunningStack, before_start: Dropped) -> None:
+    assert_same_images(stack.export(before_start)["url"], before_start)
+
+
+def test_it_continues_where_it_was_after_a_restart(stack: RunningStack, before_start: Dropped) -> None:
+    known = stack.export(before_start)
+    stack.stop()
+    dropped = drop(stack.data_dir)
+    stack.start()
+    assert_same_images(stack.export(dropped)["url"], dropped)
+    again = stack.export(before_start)
+    assert {name: value for name, value in again.items() if name != "url"} == {
+        name: value for name, value in known.items() if name != "url"
+    }
+    history = stack.get(f"/api/1/timesteps/{before_start.timestep_id}")["history"]
+    assert [event["type"] for event in history] == ["timestep.ingested", "timestep.uploaded"]
 
 
 def test_a_timestep_arrives_as_a_tar_a_row_and_an_answer(stack: RunningStack) -> None:

@@ -107,6 +107,7 @@ class Supervisor:
             except StartError as error:
                 logger.warning("%s", error)
             except Exception:
+                # Whatever it was: giving up would leave the system without this part, and nobody told.
                 logger.exception("%s could not be started", name)
             else:
                 logger.info("%s runs again", name)

@@ -20,6 +20,8 @@ from flows.stack.home import Home
 from flows.stack.service import Service
 from flows.stack.supervisor import Supervisor
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -69,6 +71,7 @@ async def running_stack(settings: Settings, *, trial: bool = False) -> AsyncIter
         require_object_storage(settings)
     home = Home(settings.home)
     with home.locked():
+        logger.info("Starting in %s", home.path)
         home.env_file.unlink(missing_ok=True)
         async with Supervisor(home.directory("logs")) as supervisor:
             settings = await start_servers(await _with_defaults(settings, home), home, supervisor)
@@ -106,7 +109,6 @@ async def up(settings: Settings, *, trial: bool = False) -> None:
     try:
         if trial and not has_object_storage(settings):
             console.print(_TRIAL_WARNING)
-        console.print(f"Starting in {settings.home}")
         async with running_stack(settings, trial=trial) as stack:
             console.print(_addresses(stack))
             await asyncio.Event().wait()
