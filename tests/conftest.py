@@ -28,6 +28,17 @@ from flows import watch
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
 from tests.watching import Ingest
 
+# What takes longest begins first, so that processes that share the tests end together.
+LONGEST = ("test_end_to_end", "test_worker", "test_dispatch", "test_init", "test_embedded", "test_object_store")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        names = (place for place, name in enumerate(LONGEST) if item.path.stem.startswith(name))
+        return next(names, len(LONGEST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
