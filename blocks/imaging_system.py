@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from blocks.errors import ArchiverError
 from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
+from blocks.image_survey import Survey
+from blocks.mounts import mount_of
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".tif", ".tiff")
 
 # What is wrong with a file, or with where it points. Any other error is the mount's, and passes.
 _FAULTS = {
@@ -33,7 +33,7 @@ _FAULTS = {
 
 
 class ImagesMissing(Exception):
-    """Not all announced images are there yet; the message says how many are."""
+    """Not all announced images are there and readable yet; the message says which."""
 
 
 class SystemAway(ArchiverError):
@@ -49,6 +49,7 @@ class Fingerprint(BaseModel):
     access: str | None = Field(None, description="Who may read it, where the verdict may depend on it.")
     img_dir: str | None = Field(None, description="The image directory, where the verdict depends on it.")
     images: str | None = Field(None, description="State of that directory.")
+    content: str | None = Field(None, description="State of each image, where the verdict depends on them.")
 
     @classmethod
     def of(cls, event_file: os.stat_result) -> Self:
@@ -70,11 +71,21 @@ class ImagingSystem(Block):
     name: str = Field("", description="Filled in: the block's name is that of the system and its directory.")
     root: Path = Field(Path(), description="Filled in: the directory that holds the system's directory.")
     time_zone: str = Field("UTC", description="Of timestamps without an offset, e.g. Europe/Amsterdam.")
-    watching: Literal["native", "polling"] = Field(
-        "native", description="Network mounts need polling: inotify sees nothing there."
+    watching: Literal["auto", "native", "polling"] = Field(
+        "auto", description="Network mounts need polling, as inotify sees nothing there; auto goes by the mount's type."
     )
     settle_seconds: float = Field(
-        2.0, ge=0, description="An invalid event file is rejected only after it has not changed for this long."
+        2.0,
+        ge=0,
+        description="What has not changed for this long is finished: images, and event files that are not valid.",
+    )
+    image_deadline_seconds: float = Field(
+        600.0, ge=0, description="How long images are waited for, before the event file is rejected."
+    )
+    strictness: Literal["strict", "accept"] = Field(
+        "strict",
+        description="Whether a timestep with more images than announced, or damaged ones, is rejected or accepted "
+        "with a warning.",
     )
 
     @field_validator("time_zone")
@@ -114,6 +125,13 @@ class ImagingSystem(Block):
         """The system's directory; nothing outside of it is read."""
         return self.root / self.name
 
+    @property
+    def observation(self) -> Literal["native", "polling"]:
+        """How changes of its event files are noticed."""
+        if self.watching != "auto":
+            return self.watching
+        return "polling" if mount_of(self.directory).is_network else "native"
+
     def event_files(self) -> Iterator[tuple[str, os.stat_result]]:
         """Path below the system's directory, and state, of each event file that is there now."""
         with os.scandir(self.directory / "events") as entries:
@@ -125,8 +143,8 @@ class ImagingSystem(Block):
                 except FileNotFoundError:
                     continue  # renamed or removed since it was listed
 
-    def fingerprint(self, event_file: str, img_dir: str | None = None) -> Fingerprint:
-        """The present state of an event file and, where given, of an image directory.
+    def fingerprint(self, event_file: str, img_dir: str | None = None, *, content: bool = False) -> Fingerprint:
+        """The present state of an event file and, where given, of an image directory, or even of its images.
 
         Raises:
             FileNotFoundError: when the event file is not there.
@@ -142,7 +160,18 @@ class ImagingSystem(Block):
                 states.append(f"{_state(status)} {_access(status)}")
             except OSError as error:
                 states.append(type(error).__name__)
-        return alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
+        found = alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
+        if content:
+            found = found.model_copy(update={"content": Survey.digest_of(self.directory / img_dir)})
+        return found
+
+    def is_as(self, verdict: Fingerprint, event_file: str) -> bool:
+        """Whether all that a verdict depended on is as it was.
+
+        Raises:
+            FileNotFoundError: when the event file is not there.
+        """
+        return verdict == self.fingerprint(event_file, verdict.img_dir, content=verdict.content is not None)
 
     def read_event(self, event_file: str) -> ImagingEvent:
         """Read and check an event file.
@@ -186,26 +215,57 @@ class ImagingSystem(Block):
             raise InvalidEventFile(f"its image directory {event.img_dir} is the directory of the event files")
         return path
 
-    def check_images(self, event: ImagingEvent) -> Path:
-        """The event's image directory, once exactly the announced images are in it.
+    def survey(self, event: ImagingEvent, *, headers: bool = True) -> Survey:
+        """What there is of an event's images.
+
+        Args:
+            headers: look into the images too, whether they are readable and as long as they say.
+
+        Raises:
+            InvalidEventFile: when the directory or an image is not acceptable.
+            SystemAway: when the whole system is not there.
+            OSError: when their mount fails.
+        """
+        directory = self.image_directory(event)
+        with _faults(f"its image directory {event.img_dir} can't be read"):
+            return Survey.of(directory, event.img_dir, event.img_count, headers=headers)
+
+    def check_images(self, event: ImagingEvent, *, accept_surplus: bool = False) -> Path:
+        """The event's image directory, once the announced images are in it.
+
+        Args:
+            accept_surplus: whether there may be more of them.
 
         Raises:
             ImagesMissing: while there are fewer.
             InvalidEventFile: when there are more, or the directory or an image is not acceptable.
             OSError: when their mount fails.
         """
-        directory = self.image_directory(event)
-        found = 0
-        with _faults(f"its image directory {event.img_dir} can't be read"):
-            for folder in (directory, directory / "Img"):
-                if folder.is_symlink():
-                    raise InvalidEventFile(f"{folder.relative_to(self.directory)} is a symbolic link")
-                found += _count_images(folder) if folder.is_dir() else 0
-        if found < event.img_count:
-            raise ImagesMissing(f"{found} of {event.img_count} images are in {event.img_dir}")
-        if found > event.img_count:
-            raise InvalidEventFile(f"it announces {event.img_count} images, but {found} are in {event.img_dir}")
-        return directory
+        survey = self.survey(event, headers=False)
+        if survey.shortage:
+            raise ImagesMissing(survey.shortage)
+        if survey.surplus and not accept_surplus:
+            raise InvalidEventFile(survey.surplus)
+        return self.directory / event.img_dir
+
+    def judge(self, survey: Survey, *, in_time: bool) -> list[str]:
+        """Decide about a timestep by what there is of its images.
+
+        Args:
+            in_time: whether what is not there yet may still come.
+
+        Returns:
+            A sentence for everything that is not as announced and accepted all the same.
+
+        Raises:
+            ImagesMissing: when there is something to wait for.
+            InvalidEventFile: when the timestep can't be taken in.
+        """
+        if in_time and not survey.is_complete:
+            raise ImagesMissing(survey.sentence())
+        if survey.shortage or (self.strictness == "strict" and survey.sentence()):
+            raise InvalidEventFile(survey.sentence())
+        return [sentence for sentence in (survey.surplus, survey.damage) if sentence]
 
 
 def _is_system(entry: os.DirEntry[str]) -> bool:
@@ -233,15 +293,6 @@ def _is_text(name: str) -> bool:
         logger.warning("%r is left out, because its name is not UTF-8; rename it", os.fsencode(name))
         return False
     return True
-
-
-def _count_images(folder: Path) -> int:
-    with os.scandir(folder) as entries:
-        images = [entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
-    for image in images:
-        if not image.is_file(follow_symlinks=False):
-            raise InvalidEventFile(f"image {image.name!a} is not a regular file")
-    return len(images)
 
 
 @contextmanager

@@ -39,6 +39,17 @@ class Ingested(EventData):
     system: str
     event_file: str = Field(description="Path of the event file below the system's directory.")
     event: ImagingEvent
+    warnings: list[str] = Field(
+        default_factory=list, description="What is not as announced, and was accepted by the system's policy."
+    )
+
+    @property
+    def metadata(self) -> bytes:
+        """The content of `metadata.json` in the tar: all that was announced, and what was not as announced."""
+        document = {"system": self.system, **self.event.document()}
+        if self.warnings:
+            document["archiver:warnings"] = self.warnings
+        return json.dumps(document, indent=2, sort_keys=True).encode()
 
     @property
     def title(self) -> str:

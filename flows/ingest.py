@@ -1,12 +1,16 @@
 """Stage one: take a timestep in, once it is complete, and tell everybody through the stream."""
 
 import asyncio
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 from uuid import UUID
 
 from prefect import State, flow, get_run_logger, task
+from prefect.context import FlowRunContext
+from prefect.states import Completed, Scheduled
 
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
@@ -16,18 +20,22 @@ from blocks.settings import get_settings
 
 STAGE = "event-ingester"
 
-# Images that are still arriving are waited for this long (seconds), then the file is rejected
-# until something changes in its directory.
-IMAGE_DELAYS = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
+# Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
+SHORTEST_PAUSE = 2.0
+LONGEST_PAUSE = 60.0
 
 
-def announce(system: ImagingSystem, event_file: str, event: ImagingEvent, log: EventLog) -> Ingested:
+def announce(
+    system: ImagingSystem, event_file: str, event: ImagingEvent, warnings: list[str], log: EventLog
+) -> Ingested:
     """Append `timestep.ingested` for a complete timestep; saying it again changes nothing.
 
     Raises:
         InvalidEventFile: when another timestep was announced under the same id.
     """
-    ingested = Ingested(timestep_id=event.timestep_id, system=system.name, event_file=event_file, event=event)
+    ingested = Ingested(
+        timestep_id=event.timestep_id, system=system.name, event_file=event_file, event=event, warnings=warnings
+    )
     if log.register.identify(str(event.timestep_id), ingested.digest) != ingested.digest:
         raise InvalidEventFile(
             f"timestep {event.timestep_id} was announced before with other content; give it an id of its own"
@@ -36,13 +44,23 @@ def announce(system: ImagingSystem, event_file: str, event: ImagingEvent, log: E
     return ingested
 
 
-def take_in(system: ImagingSystem, event_file: str, event: ImagingEvent, seen: Fingerprint, log: EventLog) -> Ingested:
+def take_in(
+    system: ImagingSystem,
+    event_file: str,
+    event: ImagingEvent,
+    seen: Fingerprint,
+    log: EventLog,
+    warnings: list[str] | None = None,
+) -> Ingested:
     """Announce a complete timestep, and be done with its event file as it was seen.
+
+    Args:
+        warnings: what is not as announced, and accepted all the same.
 
     Raises:
         InvalidEventFile: when another timestep was announced under the same id.
     """
-    ingested = announce(system, event_file, event, log)
+    ingested = announce(system, event_file, event, warnings or [], log)
     clear(system.name, event_file, event.timestep_id, log)
     log.register.conclude(system.name, event_file, Fingerprint(file=seen.file).model_dump_json())
     return ingested
@@ -70,10 +88,7 @@ def reject(
     # What changed meanwhile is looked at again, also when it changes back: a share may have been away,
     # or the file itself, so that its rejection is over already.
     with suppress(FileNotFoundError):
-        if (
-            system.fingerprint(event_file, seen.img_dir) == seen
-            and log.register.rejection(system.name, event_file) == episode
-        ):
+        if system.is_as(seen, event_file) and log.register.rejection(system.name, event_file) == episode:
             log.register.conclude(system.name, event_file, seen.model_dump_json())
     return sentence
 
@@ -101,47 +116,75 @@ def clear(system: str, event_file: str, taken_in_as: UUID | None, log: EventLog)
     log.register.close_rejection(system, event_file, episode)
 
 
-async def _images_are_missing(_task: object, _run: object, state: State[object]) -> bool:
-    return isinstance(await state.aresult(raise_on_failure=False), ImagesMissing)
+@task(task_run_name="look for images of {event_file}")
+async def find_images(system: ImagingSystem, event_file: str, event: ImagingEvent, *, in_time: bool) -> list[str]:
+    """Make sure that the images are complete; returns what is accepted though it is not as announced.
+
+    Raises:
+        ImagesMissing: when there is something to wait for.
+        InvalidEventFile: when the timestep can't be taken in.
+    """
+    survey = await asyncio.to_thread(system.survey, event)
+    warnings = system.judge(survey, in_time=in_time)
+    # Clocks of file servers differ from ours, so only two looks prove that nothing is being written.
+    if time.time() - survey.changed_at < system.settle_seconds:
+        await asyncio.sleep(system.settle_seconds)
+        again = await asyncio.to_thread(system.survey, event, headers=False)
+        if again.found != survey.found:
+            raise ImagesMissing(f"images in {event.img_dir} are still being written")
+    return warnings
 
 
-@task(
-    task_run_name="wait for images of {event_file}",
-    retries=len(IMAGE_DELAYS),
-    retry_delay_seconds=IMAGE_DELAYS,
-    retry_condition_fn=_images_are_missing,
-)
-async def wait_for_images(system: ImagingSystem, event_file: str, event: ImagingEvent) -> None:
-    """Retries while images are missing."""
-    await asyncio.to_thread(system.check_images, event)
+def wait_for_images(why: str, since: datetime, system: ImagingSystem) -> State[None]:
+    """The state of a run that waits: seen in the UI with what is missing, and without a place in the pool."""
+    now = datetime.now(UTC)
+    waited = (now - since).total_seconds()
+    pause = min(max(SHORTEST_PAUSE, waited / 4), LONGEST_PAUSE, max(1.0, system.image_deadline_seconds - waited))
+    return Scheduled(scheduled_time=now + timedelta(seconds=pause), name="AwaitingImages", message=f"waiting, as {why}")
+
+
+def _began() -> datetime:
+    """When this flow run was asked for: all its looks for images count from then on."""
+    context = FlowRunContext.get()
+    created = context.flow_run.created if context and context.flow_run else None
+    return created or datetime.now(UTC)
 
 
 @flow(name="ingest-timestep", flow_run_name="ingest {system} {event_file}", persist_result=False)
-async def ingest_timestep(system: str, event_file: str) -> None:
+async def ingest_timestep(system: str, event_file: str) -> State[None]:
     """Take in the timestep that an event file announces.
 
     Args:
         system: name of the imaging system.
         event_file: path of the event file below the system's directory.
 
+    Returns:
+        A state to come back later, while images are waited for.
+
     Raises:
         InvalidEventFile: when it was rejected; the message names the file and the cause.
     """
     settings = get_settings()
     settings.require("data_dir")
-    log = EventLog.from_settings(settings)
     source = await ImagingSystem.configured(system, cast(Path, settings.data_dir))
+    began = _began()
+    in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds
     event: ImagingEvent | None = None
     # Taken before reading: a change in between makes the watcher look again.
     seen = source.fingerprint(event_file)
-    try:
-        event = await asyncio.to_thread(source.read_event, event_file)
-        seen = source.fingerprint(event_file, event.img_dir)
-        await wait_for_images(source, event_file, event)
-        ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log)
-    except (InvalidEventFile, ImagesMissing) as error:
-        sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
-        raise InvalidEventFile(sentence) from error
-    finally:
-        log.close()
+    with closing(EventLog.from_settings(settings)) as log:
+        try:
+            event = await asyncio.to_thread(source.read_event, event_file)
+            seen = await asyncio.to_thread(source.fingerprint, event_file, event.img_dir, content=True)
+            warnings = await find_images(source, event_file, event, in_time=in_time)
+            ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
+        except ImagesMissing as error:
+            if in_time:
+                return wait_for_images(str(error), began, source)
+            sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
+            raise InvalidEventFile(sentence) from error
+        except InvalidEventFile as error:
+            sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
+            raise InvalidEventFile(sentence) from error
     get_run_logger().info("%s %s takes its way: %s", system, event_file, ingested.event.key)
+    return Completed(message="; ".join(["taken in", *warnings]))

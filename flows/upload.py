@@ -1,7 +1,6 @@
 """Stage two: one tar per timestep, from disk to object storage, proven."""
 
 import asyncio
-import json
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,9 +42,8 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: Even
     """
     started_at = datetime.now(UTC)
     system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
-    directory = system.check_images(timestep.event)
-    metadata = json.dumps({"system": timestep.system, **timestep.event.document()}, indent=2, sort_keys=True)
-    bundle = Bundle.of(directory, metadata.encode())
+    directory = system.check_images(timestep.event, accept_surplus=bool(timestep.warnings))
+    bundle = Bundle.of(directory, timestep.metadata)
     key = timestep.event.key
     with hold(log.redis, lease_name(log, key)) as lease:
         journal = RedisJournal(log.redis, store.bucket_name)

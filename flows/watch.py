@@ -60,7 +60,7 @@ class _View:
         if verdict.file != now.file:
             return False
         # Once taken in, nothing but the file itself matters.
-        return verdict.access is None or verdict == self.system.fingerprint(event_file, verdict.img_dir)
+        return verdict.access is None or self.system.is_as(verdict, event_file)
 
 
 class _Hints(FileSystemEventHandler):
@@ -138,7 +138,7 @@ class Watcher:
     def _observe(self, view: _View, system: ImagingSystem) -> BaseObserver | None:
         observer: BaseObserver | None = None
         try:
-            observer = Observer() if system.watching == "native" else PollingObserver(timeout=5)
+            observer = Observer() if system.observation == "native" else PollingObserver(timeout=5)
             observer.schedule(_Hints(view, self._wake, asyncio.get_running_loop()), str(system.directory / "events"))
             observer.start()
         except OSError as error:

@@ -1,6 +1,7 @@
 """Directories of images for tests, with random content that a seed fixes."""
 
 import random
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
@@ -11,6 +12,12 @@ KEY = "images/20261123_004/20261123/104207_6a0ecf0c.tar"
 MIB = 1 << 20
 # A bundle of four parts of 5 MiB and a shorter one.
 SEVERAL_PARTS = [4 * MIB] * 5 + [123]
+
+
+def tiff(content: bytes = b"pixels") -> bytes:
+    """The smallest TIFF around any bytes: one strip, of which only place and length are told."""
+    fields = struct.pack("<HHII", 273, 4, 1, 38) + struct.pack("<HHII", 279, 4, 1, len(content))
+    return b"II*\0" + struct.pack("<IH", 8, 2) + fields + bytes(4) + content
 
 
 def make_images(directory: Path, sizes: Sequence[int]) -> Path:

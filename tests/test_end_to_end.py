@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from flows.stack.mock_microscope import Dropped, drop_timestep
+from tests.images import tiff
 
 T = TypeVar("T")
 START_SECONDS = 300.0
@@ -132,7 +133,7 @@ def announce(root: Path, **changes: Any) -> Path:
     (directory / "events").mkdir(parents=True, exist_ok=True)
     name = f"case-{uuid4().hex[:8]}"
     (directory / name / "Img").mkdir(parents=True)
-    (directory / name / "Img" / "one.tif").write_bytes(b"II*\0" + bytes(200))
+    (directory / name / "Img" / "one.tif").write_bytes(tiff(bytes(200)))
     event = {
         "timestep_id": str(uuid4()),
         "plate": 4,

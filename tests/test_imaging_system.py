@@ -15,6 +15,7 @@ import pytest
 
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.imaging_system import ImagesMissing, ImagingSystem
+from tests.images import tiff
 
 NOBODY = 65534
 
@@ -46,7 +47,7 @@ def announce(system: ImagingSystem, name: str = "1.json", **fields: object) -> I
 def images(directory: Path, *names: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (directory / name).write_bytes(b"II*\0")
+        (directory / name).write_bytes(tiff())
     return directory
 
 

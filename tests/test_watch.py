@@ -13,9 +13,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.event_register import EventFileRegister
+from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
 from flows import watch
+from tests.images import tiff
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
 
 SETTLE_SECONDS = 2.0
@@ -180,8 +182,8 @@ def test_images_that_come_after_a_rejection_are_noticed(root: Path, event_log: E
             await until(rejected(event_log, "early.json"), "rejection")
             await until(rejected(event_log, "few.json"), "rejection")
             (prince.directory / "late").mkdir()
-            (prince.directory / "late" / "a.tif").touch()
-            (prince.directory / few / "Img" / "1.tif").touch()
+            (prince.directory / "late" / "a.tif").write_bytes(tiff())
+            (prince.directory / few / "Img" / "1.tif").write_bytes(tiff())
             await until(taken_in(event_log, "early.json", "few.json"), "taking both in")
 
     asyncio.run(test())
@@ -239,14 +241,14 @@ def test_what_changed_during_the_verdict_is_looked_at_again(
     """A share that is away for just that moment: afterwards all is as it was before."""
     prince = Microscope(root)
     prince.drop("1.json")
-    check = ImagingSystem.check_images
+    survey = ImagingSystem.survey
 
-    def away_for_a_moment(system: ImagingSystem, event: ImagingEvent) -> Path:
-        monkeypatch.setattr(ImagingSystem, "check_images", check)
+    def away_for_a_moment(system: ImagingSystem, event: ImagingEvent) -> Survey:
+        monkeypatch.setattr(ImagingSystem, "survey", survey)
         (prince.directory / event.img_dir).rename(prince.directory / "away")
-        return check(system, event)
+        return survey(system, event)
 
-    monkeypatch.setattr(ImagingSystem, "check_images", away_for_a_moment)
+    monkeypatch.setattr(ImagingSystem, "survey", away_for_a_moment)
 
     async def test() -> None:
         async with watching(root, event_log, ingest):

@@ -25,13 +25,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from blocks.event_file import ImagingEvent, parse_event_file
 from blocks.event_log import Backlog, EventLog
-from blocks.messages import Failed, Ingested, LogEvent, Uploaded
+from blocks.imaging_system import ImagingSystem
+from blocks.messages import Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
-from flows import dispatch, upload, watch
+from flows import dispatch, ingest, upload, watch
 from flows.dispatch import upload_worker
 from flows.upload import OBJECT_STORE
 from flows.watch import event_ingester
+from tests.images import tiff
 
 pytest_plugins = ["tests.prefect_server"]
 
@@ -65,7 +67,7 @@ def drop(settings: Settings, system: str = "prince", images: int = 2, size: int 
     (directory / "events").mkdir(parents=True, exist_ok=True)
     (directory / timestep_id.hex / "Img").mkdir(parents=True)
     for number in range(images):
-        (directory / timestep_id.hex / "Img" / f"{number}.tif").write_bytes(os.urandom(size))
+        (directory / timestep_id.hex / "Img" / f"{number}.tif").write_bytes(tiff(os.urandom(size)))
     event = {
         "timestep_id": str(timestep_id),
         "plate": 4,
@@ -87,7 +89,7 @@ def announced(log: EventLog, event: ImagingEvent) -> str:
     return log.append(LogEvent.of(data, "test"))
 
 
-def said(log: EventLog, *types: type[Uploaded | Failed | Ingested]) -> list[Any]:
+def said(log: EventLog, *types: type[Uploaded | Failed | Ingested | Rejected]) -> list[Any]:
     """What the stream says of these types, oldest first."""
     entries = cast(list[tuple[str, dict[str, str]]], log.redis.xrange(log.stream))
     data = (LogEvent.model_validate_json(fields["event"]).data for _, fields in entries)
@@ -296,3 +298,60 @@ def _start_worker(log_file: Path) -> subprocess.Popen[bytes]:
     env = os.environ | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     with log_file.open("wb") as log:
         return subprocess.Popen([sys.executable, "-m", "flows.cli", "upload-worker"], env=env, stdout=log, stderr=log)
+
+
+def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "SHORTEST_PAUSE", 0.5)
+    event = drop(run_settings, images=3)
+    images = cast(Path, run_settings.data_dir) / "prince" / event.img_dir / "Img"
+    (images / "1.tif").rename(images / "late")
+    (images / "2.tif").write_bytes((images / "2.tif").read_bytes()[:-1])
+
+    async def waiting() -> FlowRun:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for run in await flow_runs():
+                    if run.state_name == "AwaitingImages":
+                        return run
+                await asyncio.sleep(0.1)
+
+    async def test() -> None:
+        async with working(event_ingester, settings=run_settings):
+            run = await waiting()
+            assert run.state is not None
+            assert "2 of 3 images are in" in str(run.state.message)
+            assert "missing: Img/1.tif; Img/2.tif has 3037 bytes, but its header says 3038" in str(run.state.message)
+            (images / "late").rename(images / "1.tif")
+            (images / "2.tif").write_bytes(tiff(os.urandom(3000)))
+            await until(lambda: said(event_log, Ingested), "taking it in")
+            assert await final_states() == ["Completed"]
+
+    asyncio.run(test())
+    assert said(event_log, Rejected) == []
+
+
+def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_says(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    dropped = {name: drop(run_settings, name, images=3) for name in ("aretha", "prince")}
+    for name, event in dropped.items():
+        ImagingSystem(image_deadline_seconds=1, strictness="strict" if name == "prince" else "accept").save(name)
+        directory = cast(Path, run_settings.data_dir) / name / event.img_dir
+        (directory / "Img" / "1.tif").write_bytes(b"")
+        (directory / "3.tif").write_bytes(tiff())
+
+    async def test() -> None:
+        async with working(event_ingester, upload_worker, settings=run_settings):
+            await until(lambda: said(event_log, Rejected) and said(event_log, Uploaded), "both verdicts")
+            assert await final_states() == ["Completed", "Completed", "Failed"]
+
+    asyncio.run(test())
+    (rejected,) = said(event_log, Rejected)
+    assert rejected.timestep_id == dropped["prince"].timestep_id
+    warning = f"it announces 3 images, but 4 are in {dropped['aretha'].img_dir}"
+    (taken_in,) = said(event_log, Ingested)
+    assert taken_in.warnings == [warning, "Img/1.tif is empty"]
+    metadata = unpacked(object_store, dropped["aretha"].key)["./metadata.json"]
+    assert json.loads(metadata)["archiver:warnings"] == taken_in.warnings

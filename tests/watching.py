@@ -16,6 +16,7 @@ from blocks.imaging_system import ImagesMissing, ImagingSystem
 from flows.dispatch import Runs
 from flows.ingest import reject, take_in
 from flows.watch import Watcher
+from tests.images import tiff
 
 PATIENCE = 20.0
 
@@ -48,9 +49,9 @@ class Ingest:
         seen = source.fingerprint(event_file)
         try:
             event = source.read_event(event_file)
-            seen = source.fingerprint(event_file, event.img_dir)
-            source.check_images(event)
-            take_in(source, event_file, event, seen, self._log)
+            seen = source.fingerprint(event_file, event.img_dir, content=True)
+            warnings = source.judge(source.survey(event), in_time=False)
+            take_in(source, event_file, event, seen, self._log, warnings)
         except (InvalidEventFile, ImagesMissing) as error:
             reject(source, event_file, event, str(error), seen, self._log)
 
@@ -68,7 +69,7 @@ class Microscope:
         img_dir = f"t-{uuid4().hex}"
         for number in range(images):
             (self.directory / img_dir / "Img").mkdir(parents=True, exist_ok=True)
-            (self.directory / img_dir / "Img" / f"{number}.tif").write_bytes(b"II*\0")
+            (self.directory / img_dir / "Img" / f"{number}.tif").write_bytes(tiff())
         event = {
             "timestep_id": str(uuid4()),
             "plate": 4,

@@ -1,0 +1,51 @@
+"""What a directory is mounted from, as Linux tells."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MOUNTS = Path("/proc/self/mountinfo")
+
+# Changes that other machines make there are not seen by inotify.
+_NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One mounted file system."""
+
+    point: Path
+    kind: str
+    """Its type: `ext4`, `cifs`, `fuse.sshfs`."""
+    options: frozenset[str]
+
+    @property
+    def is_network(self) -> bool:
+        """Whether other machines write there too."""
+        return self.kind in _NETWORK or self.kind.startswith("fuse.")
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing can be changed there."""
+        return "ro" in self.options
+
+
+def mount_of(path: Path) -> Mount:
+    """The mounted file system that a path lies on, whether or not the path exists."""
+    place = path.resolve()
+    mounts = [_parse(line) for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
+    # Of several on one another, the last one counts.
+    return max(
+        enumerate(mount for mount in mounts if place.is_relative_to(mount.point)),
+        key=lambda numbered: (len(numbered[1].point.parts), numbered[0]),
+    )[1]
+
+
+def _parse(line: str) -> Mount:
+    """One line of mountinfo: `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/sda rw,errors=continue`."""
+    before, _, after = line.partition(" - ")
+    point, options = before.split(" ")[4:6]
+    kind, _source, *more = after.split(" ")
+    path = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), point))
+    return Mount(path, kind, frozenset(options.split(",") + (more[0].split(",") if more else [])))

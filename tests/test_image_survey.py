@@ -1,0 +1,121 @@
+"""Which images of a timestep are there, which are missing, and what is wrong with them."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blocks.event_file import InvalidEventFile
+from blocks.image_survey import missing_names
+from blocks.imaging_system import ImagesMissing, ImagingSystem
+from tests.events import announced
+from tests.images import tiff
+
+GRID = [f"Img/Img_r{row:02}_c{column:02}.tif" for row in range(1, 4) for column in range(1, 6)]
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> ImagingSystem:
+    (tmp_path / "prince" / "events").mkdir(parents=True)
+    (tmp_path / "prince" / "t1" / "Img").mkdir(parents=True)
+    return ImagingSystem(name="prince", root=tmp_path)
+
+
+def put(system: ImagingSystem, content: bytes, *names: str) -> None:
+    for name in names:
+        (system.directory / "t1" / name).write_bytes(content)
+
+
+def judged(system: ImagingSystem, count: int = len(GRID), *, in_time: bool = False) -> list[str]:
+    return system.judge(system.survey(announced(img_count=count, img_dir="t1")), in_time=in_time)
+
+
+def test_a_complete_timestep_is_taken_as_it_is(system: ImagingSystem) -> None:
+    put(system, tiff(), *GRID)
+    assert judged(system, in_time=True) == []
+
+
+def test_what_is_missing_is_waited_for_and_then_named(system: ImagingSystem) -> None:
+    put(system, tiff(), *set(GRID) - {GRID[1], GRID[7]})
+    sentence = f"13 of 15 images are in t1; missing: {GRID[1]}, {GRID[7]}"
+    with pytest.raises(ImagesMissing, match=sentence):
+        judged(system, in_time=True)
+    with pytest.raises(InvalidEventFile, match=sentence):
+        judged(system)
+    # Whatever the policy: nobody gets a timestep with fewer images than were announced.
+    with pytest.raises(InvalidEventFile, match=sentence):
+        judged(system.model_copy(update={"strictness": "accept"}))
+
+
+def test_damaged_images_are_waited_for_named_and_accepted_only_by_policy(system: ImagingSystem) -> None:
+    put(system, tiff(), *GRID)
+    put(system, b"", GRID[0])
+    put(system, tiff(bytes(100))[:-1], GRID[1])
+    put(system, b"nothing", GRID[2])
+    sentence = f"{GRID[0]} is empty, {GRID[1]} has 137 bytes, but its header says 138, {GRID[2]} is no TIFF"
+    with pytest.raises(ImagesMissing, match=sentence):
+        judged(system, in_time=True)
+    with pytest.raises(InvalidEventFile, match=sentence):
+        judged(system)
+    assert judged(system.model_copy(update={"strictness": "accept"})) == [sentence]
+
+
+def test_more_images_than_announced_are_refused_or_accepted_by_policy(system: ImagingSystem) -> None:
+    put(system, tiff(), *GRID)
+    sentence = "it announces 14 images, but 15 are in t1"
+    with pytest.raises(InvalidEventFile, match=sentence):
+        judged(system, count=14, in_time=True)
+    assert judged(system.model_copy(update={"strictness": "accept"}), count=14) == [sentence]
+
+
+def test_a_change_of_an_image_is_a_change_of_the_fingerprint(system: ImagingSystem) -> None:
+    (system.directory / "events" / "1.json").write_text("{}")
+    put(system, tiff(bytes(100))[:-1], *GRID)
+    before = system.fingerprint("events/1.json", "t1", content=True)
+    assert system.is_as(before, "events/1.json")
+    with (system.directory / "t1" / GRID[3]).open("ab") as image:
+        image.write(b"!")
+    assert not system.is_as(before, "events/1.json")
+
+
+@given(
+    rows=st.integers(2, 12),
+    columns=st.integers(2, 12),
+    start=st.integers(0, 1),
+    width=st.integers(1, 3),
+    seed=st.integers(),
+    data=st.data(),
+)
+def test_what_is_missing_of_a_grid_is_known_exactly(
+    rows: int, columns: int, start: int, width: int, seed: int, data: st.DataObject
+) -> None:
+    names = [
+        f"Img/p4_r{row:0{width}}_c{column:0{width}}.tif"
+        for row in range(start, start + rows)
+        for column in range(start, start + columns)
+    ]
+    gone = set(random.Random(seed).sample(names, data.draw(st.integers(1, len(names) - 1))))
+    told = missing_names([name for name in names if name not in gone], len(names))
+    assert told == [] or set(told) == gone
+    corners = {names[0], names[-1]}
+    if width == 3 and not gone & corners:
+        assert set(told) == gone
+
+
+@pytest.mark.parametrize(
+    ("found", "count", "missing"),
+    [
+        (["1.tif", "3.tif"], 4, ["2.tif", "4.tif"]),
+        (["img_008.tif", "img_010.tif"], 3, ["img_009.tif"]),
+        (["img_008.tif", "img_010.tif"], 5, []),
+        (["a.tif"], 2, []),
+        (["a1.tif", "b2.tif"], 3, []),
+        ([], 3, []),
+        (["1.tif", "99999999999.tif"], 3, []),
+        (["1.tif", "2.tif"], 2**31 - 1, []),
+    ],
+)
+def test_what_is_missing_of_numbered_names(found: list[str], count: int, missing: list[str]) -> None:
+    assert missing_names(found, count) == missing
