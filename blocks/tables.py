@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Column, Computed, Enum, Index, text
+from sqlalchemy import JSON, BigInteger, Column, Computed, Enum, Index, String, text
 from sqlmodel import Field, SQLModel
 
 from blocks.event_file import TimestepType
@@ -107,12 +107,16 @@ class Timestep(SQLModel, table=True):
 
 
 class TimestepImage(SQLModel, table=True):
-    """One file in a timestep's tar: where it lies and what it must hash to."""
+    """One file in a timestep's tar: where it lies and what it must hash to.
+
+    By far the most rows, written together with their timestep. No foreign key, because looking the timestep
+    up for each of its images takes as long as storing them; and names sort by their bytes, as in the tar.
+    """
 
     __tablename__ = "timestep_image"
 
-    timestep_id: UUID = Field(primary_key=True, foreign_key="timestep.id", ondelete="CASCADE")
-    name: str = Field(primary_key=True)
+    timestep_id: UUID = Field(primary_key=True)
+    name: str = Field(sa_column=Column(String(collation="C"), primary_key=True))
     offset: int = Field(sa_column=Column(BigInteger, nullable=False))
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
     sha256: str

@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import Any, TypeVar, cast
 from uuid import UUID, uuid5
 
-from sqlalchemy import delete, func, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
+import psycopg
+from psycopg import sql
+from sqlalchemy import ColumnElement, any_, bindparam, delete, func, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlmodel import Session, SQLModel, col, select
 
 from blocks.event_log import Entry
@@ -35,9 +37,8 @@ _WRITER_LOCK = 7_303_014_002
 # Namespace of the archives' ids, which follow from their paths on tape; any fixed UUID would do.
 _ARCHIVE_IDS = UUID("0c8f1c7e-50ab-4c7e-8f6e-2d2f1f2c9a34")
 
-# The events that a timestep's row is computed from. The first three say all that was announced.
-_ANNOUNCING = (Ingested, Uploaded, Failed)
-_TELLING = (*_ANNOUNCING, SourcePurged, StagingPurged)
+# The events that a timestep's row is computed from: each says all that was announced.
+_TELLING = (Ingested, Uploaded, Failed)
 
 Said = tuple[datetime, EventData]
 T = TypeVar("T", bound=EventData)
@@ -58,8 +59,11 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     # Deriving reads what others have written, so writers take turns.
     session.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
     news, event_files = _keep_history(session, events)
-    ids = {event.data.timestep_id for event in news if isinstance(event.data, _TELLING)}
-    timesteps = _derive_timesteps(session, ids)
+    ids = {event.data.timestep_id for event in news}
+    timesteps = _derive_timesteps(
+        session, {event.data.timestep_id for event in news if isinstance(event.data, _TELLING)}
+    )
+    _derive_purged(session, ids)
     _keep_images(session, timesteps, [event.data for event in news if isinstance(event.data, Uploaded)])
     archived_keys = _keep_archives(session, [event for event in news if isinstance(event.data, Archived)])
     _derive_archived(session, archived_keys | {row["key"] for row in timesteps.values() if row["key"]})
@@ -78,12 +82,12 @@ def _keep_history(
     for entry_id, event in sorted(events, key=lambda said: _precedence(said[1].time, said[0])):
         first.setdefault(event.id, (entry_id, event))
     row = TimestepEvent
-    for id, at, known_entry_id in session.exec(select(row.id, row.time, row.entry_id).where(col(row.id).in_(first))):
+    for id, at, known_entry_id in session.exec(select(row.id, row.time, row.entry_id).where(_among(row.id, first))):
         entry_id, event = first[id]
         if _precedence(at, known_entry_id) <= _precedence(event.time, entry_id):
             del first[id]
     # What is replaced may have named another event file: several may announce the same timestep.
-    files = set(session.exec(select(row.system, row.event_file).where(col(row.id).in_(first))))
+    files = set(session.exec(select(row.system, row.event_file).where(_among(row.id, first))))
     rows = [_history_row(entry_id, event) for entry_id, event in first.values()]
     _upsert(session, TimestepEvent, rows)
     files |= {(row["system"], row["event_file"]) for row in rows}
@@ -111,18 +115,16 @@ def _history_row(entry_id: str, event: LogEvent) -> dict[str, Any]:
 
 
 def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, dict[str, Any]]:
-    """Compute the rows of timesteps from their histories; all but what archives say about them."""
+    """Compute the rows of timesteps from their histories; all but what purges and archives say about them."""
     event = TimestepEvent
     history: dict[UUID, list[Said]] = defaultdict(list)
     for id, type, at, data in session.exec(
         select(event.timestep_id, event.type, event.time, event.data)
-        .where(col(event.timestep_id).in_(ids), col(event.type).in_([data.type for data in _TELLING]))
+        .where(_among(event.timestep_id, ids), col(event.type).in_([data.type for data in _TELLING]))
         .order_by(col(event.time), col(event.id))
     ):
         history[cast(UUID, id)].append((at, DATA_TYPES[type].model_validate({"images": [], **data})))
-    # A purge alone does not say of what: its timestep gets a row with the next event.
-    known = {id: said for id, said in history.items() if any(isinstance(data, _ANNOUNCING) for _, data in said)}
-    rows = {id: timestep_row(said) for id, said in known.items()}
+    rows = {id: timestep_row(said) for id, said in history.items()}
     _upsert(session, Timestep, list(rows.values()))
     return rows
 
@@ -130,7 +132,7 @@ def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID
 def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
     """What a timestep's history, oldest event first, says about it.
 
-    The first ingestion stands, and the last upload and purge. A failure counts until it is followed by an upload.
+    The first ingestion stands, and the last upload. A failure counts until it is followed by an upload.
     """
     ingested_at, ingestion = _first(Ingested, history)
     uploaded_at, upload = _first(Uploaded, reversed(history))
@@ -167,8 +169,6 @@ def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
         "failed_stage": failure and failure.stage,
         "failed_reason": failure and failure.reason,
         "failed_flow_run_id": failure and failure.flow_run_id,
-        "source_purged_at": _first(SourcePurged, reversed(history))[0],
-        "staging_purged_at": _first(StagingPurged, reversed(history))[0],
     }
 
 
@@ -183,8 +183,31 @@ def _derive_archived(session: Session, keys: set[str]) -> None:
     )
     session.execute(
         update(Timestep)
-        .where(col(Timestep.key).in_(keys), col(Timestep.archived_at).is_distinct_from(first))
+        .where(_among(Timestep.key, keys), col(Timestep.archived_at).is_distinct_from(first))
         .values(archived_at=first)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _derive_purged(session: Session, ids: Iterable[UUID | None]) -> None:
+    """Tell the timesteps when their files were last deleted."""
+    event = TimestepEvent
+    last = (
+        select(
+            col(event.timestep_id).label("id"),
+            *(
+                func.max(event.time).filter(col(event.type) == kind.type).label(name)
+                for name, kind in (("source_purged_at", SourcePurged), ("staging_purged_at", StagingPurged))
+            ),
+        )
+        .where(_among(event.timestep_id, ids), col(event.type).in_((SourcePurged.type, StagingPurged.type)))
+        .group_by(col(event.timestep_id))
+        .subquery()
+    )
+    session.execute(
+        update(Timestep)
+        .where(col(Timestep.id) == last.c.id)
+        .values(source_purged_at=last.c.source_purged_at, staging_purged_at=last.c.staging_purged_at)
         .execution_options(synchronize_session=False)
     )
 
@@ -194,9 +217,19 @@ def _keep_images(session: Session, timesteps: dict[UUID, dict[str, Any]], upload
     current = {
         upload.timestep_id: upload for upload in uploads if upload.sha256 == timesteps[upload.timestep_id]["sha256"]
     }
-    session.execute(delete(TimestepImage).where(col(TimestepImage.timestep_id).in_(current)))
-    rows = [{"timestep_id": id, **image.model_dump()} for id, upload in current.items() for image in upload.images]
-    _upsert(session, TimestepImage, rows)
+    if not current:
+        return
+    session.execute(delete(TimestepImage).where(_among(TimestepImage.timestep_id, current)))
+    # 150 rows per timestep: by COPY they take a fifth of the time that INSERT takes.
+    names = [column.name for column in TimestepImage.__table__.columns]  # type: ignore[attr-defined]
+    statement = sql.SQL("copy {} ({}) from stdin").format(
+        sql.Identifier(str(TimestepImage.__tablename__)), sql.SQL(", ").join(map(sql.Identifier, names))
+    )
+    connection = cast(psycopg.Connection[Any], session.connection().connection.driver_connection)
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for id, upload in current.items():
+            for image in upload.images:
+                copy.write_row((id, image.name, image.offset, image.size, image.sha256))
 
 
 def _keep_archives(session: Session, notices: Iterable[LogEvent]) -> set[str]:
@@ -244,6 +277,12 @@ def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
     row = RejectedEventFile
     session.execute(delete(row).where(tuple_(row.system, row.event_file).in_(files - rows.keys())))
     _upsert(session, row, list(rows.values()))
+
+
+def _among(column: Any, values: Iterable[object]) -> ColumnElement[bool]:
+    """Whether the column has one of many values, sent as one array: a parameter for each takes longer to read."""
+    array = bindparam(None, [value for value in values if value is not None], ARRAY(column.type))
+    return col(column) == any_(array)
 
 
 def _upsert(

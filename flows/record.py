@@ -1,10 +1,11 @@
 """The last stage: the stream's events, recorded in the database."""
 
 import asyncio
+import gc
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Literal
 
 import psycopg.errors
@@ -32,7 +33,7 @@ _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.Program
 
 
 @flow(name="record-events", flow_run_name="record events of {consumer}")
-async def record_events(consumer: str, limit: int = 500) -> int:
+async def record_events(consumer: str, limit: int = 1000) -> int:
     """Record what waits in the stream; returns how many events that were.
 
     Args:
@@ -82,7 +83,7 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
         sqlalchemy.exc.DBAPIError: when the database is away; the entries stay with the consumer.
     """
     try:
-        with Session(engine) as session, session.begin():
+        with _without_collection(), Session(engine) as session, session.begin():
             apply_events(session, entries)
     except Exception as error:
         reason = _guilt(error)
@@ -95,6 +96,22 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
         return 0
     log.acknowledge(GROUP, *(entry.id for entry in entries))
     return len(entries)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let no garbage be looked for meanwhile.
+
+    A batch makes tens of thousands of objects, which makes Python look through everything there is, all of
+    Prefect, again and again: half of the time it would take. They are freed without that.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _guilt(error: Exception) -> str | None:

@@ -85,7 +85,7 @@ def rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
 
 def empty(engine: Engine) -> None:
     with engine.begin() as connection:
-        for table in ("timestep", "timestep_event", "archive", "rejected_event_file"):
+        for table in ("timestep", "timestep_image", "timestep_event", "archive", "rejected_event_file"):
             connection.execute(text(f"delete from {table}"))
 
 
