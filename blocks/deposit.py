@@ -2,13 +2,12 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
 from blocks import s3_object
 from blocks.bundle import Bundle, BundleReader
-from blocks.messages import Image, Proof
+from blocks.messages import Proof, ProvenObject
 from blocks.multipart import MultipartUpload, Sending, send_whole
 from blocks.object_errors import KeyTaken, NotStored
 from blocks.s3_object import ObjectHead
@@ -18,19 +17,11 @@ _MD5_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
 _READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class StoredObject:
-    """A bundle that is in the store, and what proves it. Sizes are bytes."""
+class StoredObject(ProvenObject):
+    """A bundle that is in the store, and what proves it."""
 
-    key: str
-    size: int
-    etag: str
-    sha256: str
-    layout_digest: str
-    images: list[Image]
-    proof: Proof
     sent: int
-    """What this attempt had to send."""
+    """Bytes that this attempt had to send."""
 
 
 def deposit(wire: S3Wire, bundle: Bundle, key: str, timestep_id: UUID, sending: Sending) -> StoredObject:
@@ -79,6 +70,8 @@ def deposit(wire: S3Wire, bundle: Bundle, key: str, timestep_id: UUID, sending: 
         checks.append(
             "Its ETag is the MD5 sum of what was sent."
             if "-" not in found.etag
+            else "Its ETag is the one that follows from the MD5 sums of its parts, computed here."
+            if sending.check_md5
             else "Its ETag is the one that follows from the MD5 sums the store gave for its parts as it confirmed them."
         )
     return _stored(found, reader, checks, receipt.sent)

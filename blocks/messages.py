@@ -85,14 +85,10 @@ class Proof(BaseModel):
     checks: list[str]
 
 
-class Uploaded(EventData):
-    """A timestep is in object storage, and that was proven."""
+class ProvenObject(BaseModel):
+    """What is known of an object that was proven to be in the store. The hash is of all of it, the size in bytes."""
 
-    type: ClassVar[str] = "timestep.uploaded"
-    timestep_id: UUID
-    system: str
-    event: ImagingEvent
-    bucket: str
+    model_config = ConfigDict(frozen=True)
     key: str
     size: int
     etag: str
@@ -100,6 +96,16 @@ class Uploaded(EventData):
     layout_digest: str
     images: list[Image]
     proof: Proof
+
+
+class Uploaded(ProvenObject, EventData):
+    """A timestep is in object storage, and that was proven."""
+
+    type: ClassVar[str] = "timestep.uploaded"
+    timestep_id: UUID
+    system: str
+    event: ImagingEvent
+    bucket: str
     started_at: datetime
     flow_run_id: UUID | None = None
 

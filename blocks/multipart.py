@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from blocks import incomplete_uploads, s3_object
 from blocks.bundle import BundleReader
-from blocks.object_errors import KeyTaken, Refused
+from blocks.object_errors import KeyTaken, NotStored, Refused
 from blocks.s3_wire import S3Wire
 from blocks.source_file import BundleError
 from blocks.upload_journal import OpenUpload, SentPart, UploadJournal
@@ -65,11 +65,13 @@ class Sending:
         part_size: bytes per part.
         parts_in_flight: how many parts are sent at the same time; one more is being read meanwhile.
         journal: where the next attempt finds what this one sent. Without it a failed upload is aborted.
+        check_md5: compute the MD5 sum of every part as well, which its ETag must be then.
         fence: raises when this process may no longer write; asked before every write.
     """
 
     part_size: int
     parts_in_flight: int
+    check_md5: bool
     journal: UploadJournal | None
     fence: Callable[[], None]
 
@@ -184,10 +186,13 @@ class MultipartUpload:
         self, upload_id: str, number: int, content: memoryview, kept: SentPart | None
     ) -> tuple[SentPart, int]:
         sha256 = hashlib.sha256(content).hexdigest()
-        if kept and kept.sha256 == sha256:
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest() if self.sending.check_md5 else None
+        if kept and kept.sha256 == sha256 and md5 in (None, kept.etag):
             return kept, 0
         query: dict[str, str | int] = {"partNumber": number, "uploadId": upload_id}
         etag = s3_object.put(self.wire, self.key, content, sha256, query, fence=self.sending.fence)
+        if md5 not in (None, etag):
+            raise NotStored(f"part {number} of {self.key} has the ETag {etag}, the MD5 sum of what was sent is {md5}")
         part = SentPart(sha256=sha256, etag=etag)
         if self.sending.journal:
             self.sending.journal.record(self.key, number, part)

@@ -5,12 +5,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
 from uuid import UUID
 
-from botocore.exceptions import BotoCoreError, ClientError
 from prefect_aws import AwsCredentials, S3Bucket
 from prefect_aws.client_parameters import AwsClientParameters
 from pydantic import Field
 
-from blocks import s3_object
+from blocks import bucket, s3_object
 from blocks.bundle import Bundle
 from blocks.deposit import StoredObject, deposit
 from blocks.messages import Image
@@ -42,7 +41,7 @@ _CLIENT_CONFIG = {
 
 
 # How a store is used, as opposed to where it is.
-_TUNING = ("part_size", "parts_in_flight", "bytes_per_second", "timeout_seconds", "patience_seconds")
+_TUNING = ("part_size", "parts_in_flight", "check_md5", "bytes_per_second", "timeout_seconds", "patience_seconds")
 
 
 class ObjectStore(S3Bucket):
@@ -66,6 +65,11 @@ class ObjectStore(S3Bucket):
     credentials: AwsCredentials = Field(description="Keys, endpoint and client configuration of the storage.")
     part_size: int = Field(16 << 20, ge=5 << 20, description="Bytes per part of an upload; at least 5 MiB.")
     parts_in_flight: int = Field(4, ge=1, le=64, description="Parts of one upload that are sent at the same time.")
+    check_md5: bool = Field(
+        False,
+        description="Compute the MD5 sum of every part and compare it with its ETag: for storage that does not check "
+        "signed payloads. MD5 takes more processor time than SHA-256.",
+    )
     bytes_per_second: int | None = Field(
         None, ge=1, description="Limit on what one worker process sends; none if empty."
     )
@@ -124,16 +128,7 @@ class ObjectStore(S3Bucket):
             BucketMissing: if there is no such bucket.
             ObjectStoreError: naming bucket, endpoint and cause.
         """
-        try:
-            self.client.head_bucket(Bucket=self.bucket_name)
-        except ClientError as error:
-            code = _code(error)
-            if code == "404":
-                raise BucketMissing(f"{self.wire.location} can't be used: it does not exist") from error
-            cause = "these credentials may not use it" if code == "403" else f"the endpoint answered {code}"
-            raise ObjectStoreError(f"{self.wire.location} can't be used: {cause}") from error
-        except BotoCoreError as error:
-            raise ObjectStoreError(f"{self.wire.location} can't be reached: {error}") from error
+        bucket.check(self.wire)
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there.
@@ -141,20 +136,7 @@ class ObjectStore(S3Bucket):
         Raises:
             ObjectStoreError: if it can't be created or used.
         """
-        try:
-            self.check()
-        except BucketMissing:
-            self._create_bucket()
-            self.check()
-
-    def _create_bucket(self) -> None:
-        # The region that S3 was made for is the one it does not want to hear of.
-        region = self.client.meta.region_name
-        place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        try:
-            self.client.create_bucket(Bucket=self.bucket_name, **place)  # type: ignore[arg-type]
-        except (ClientError, BotoCoreError) as error:
-            raise ObjectStoreError(f"{self.wire.location} can't be created: {error}") from error
+        bucket.ensure(self.wire)
 
     def head(self, key: str) -> ObjectHead | None:
         """What the store says about an object; None if there is none.
@@ -183,7 +165,7 @@ class ObjectStore(S3Bucket):
             BundleError: if a source file can't be read or changed meanwhile; nothing becomes visible then.
             ObjectStoreError: if the store fails, or does not hold what was sent.
         """
-        sending = Sending(self.part_size, self.parts_in_flight, journal, fence)
+        sending = Sending(self.part_size, self.parts_in_flight, self.check_md5, journal, fence)
         return deposit(self.wire, bundle, key, timestep_id, sending)
 
     def read_range(self, key: str, start: int, stop: int, if_match: str | None = None) -> Iterator[bytes]:
@@ -271,7 +253,3 @@ def _open_wire(
         patience=Patience(give_up_after=patience),
         pace=shared_pace(bytes_per_second) if bytes_per_second else None,
     )
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "an unknown error"))

@@ -53,14 +53,8 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: Even
         system=timestep.system,
         event=timestep.event,
         bucket=store.bucket_name,
-        key=stored.key,
-        size=stored.size,
-        etag=stored.etag,
-        sha256=stored.sha256,
-        layout_digest=stored.layout_digest,
-        images=stored.images,
-        proof=stored.proof,
         started_at=started_at,
+        **dict(stored),
     )
 
 

@@ -25,6 +25,7 @@ from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from flows import watch
+from tests.faulty_proxy import FaultyProxy
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
 from tests.watching import Ingest
 
@@ -235,6 +236,13 @@ def any_s3(request: pytest.FixtureRequest) -> str:
         return str(request.getfixturevalue("s3_endpoint"))
     gateway: RadosGateway = request.getfixturevalue("rados_gateway")
     return gateway.url
+
+
+@pytest.fixture
+def proxy(any_s3: str) -> Iterator[FaultyProxy]:
+    """A proxy before each S3 server in turn."""
+    with FaultyProxy.before(any_s3) as proxy:
+        yield proxy
 
 
 @pytest.fixture

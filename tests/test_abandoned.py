@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -33,12 +32,6 @@ pytest_plugins = ["tests.prefect_server"]
 
 # Everything that exists was begun before a minute from now.
 ANY_AGE = timedelta(minutes=-1)
-
-
-@pytest.fixture
-def proxy(any_s3: str) -> Iterator[FaultyProxy]:
-    with FaultyProxy.before(any_s3) as proxy:
-        yield proxy
 
 
 @pytest.fixture

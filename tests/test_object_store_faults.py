@@ -2,13 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from blocks.bundle import Bundle
-from blocks.object_store import ObjectStore, ObjectStoreError
+from blocks.object_store import NotStored, ObjectStore, ObjectStoreError
 from tests.conftest import make_store
 from tests.faulty_proxy import Fault, FaultyProxy, FlipByte, LoseAnswer, Refuse, Reset, Stall, Truncate
 from tests.images import KEY, SEVERAL_PARTS, TIMESTEP, make_images
@@ -23,12 +22,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(source: Path) -> Bundle:
     return Bundle.of(source, b"{}")
-
-
-@pytest.fixture
-def proxy(any_s3: str) -> Iterator[FaultyProxy]:
-    with FaultyProxy.before(any_s3) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -103,6 +96,26 @@ def test_a_byte_flipped_in_flight_is_refused_and_sent_again(rados_gateway: Rados
         assert refused.answered == 400
         assert accepted.answered == 200
         assert store.verify(KEY, stored.images, stored.sha256) == []
+
+
+def test_a_byte_that_the_store_lets_pass_is_found_by_its_md5(s3_endpoint: str, bundle: Bundle) -> None:
+    # moto takes a signed payload at its word.
+    with FaultyProxy.before(s3_endpoint) as proxy:
+        store = make_store(proxy.url).model_copy(update={"check_md5": True})
+        proxy.plan(FlipByte(), "partNumber=2")
+        with pytest.raises(NotStored, match=rf"part 2 of {KEY} has the ETag [0-9a-f]{{32}}, the MD5 sum .* is"):
+            store.upload(bundle, KEY, TIMESTEP)
+        assert proxy.seen("partNumber=2")[0].answered == 200
+        assert store.head(KEY) is None
+
+
+def test_the_proof_says_where_the_md5_sums_come_from(any_s3: str, bundle: Bundle) -> None:
+    given = make_store(any_s3)
+    computed = given.model_copy(update={"check_md5": True})
+    (check,) = [check for check in given.upload(bundle, "given", TIMESTEP).proof.checks if "MD5" in check]
+    assert "the store gave for its parts" in check
+    (check,) = [check for check in computed.upload(bundle, "computed", TIMESTEP).proof.checks if "MD5" in check]
+    assert "computed here" in check
 
 
 def test_it_works_over_tls(rados_gateway: RadosGateway, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

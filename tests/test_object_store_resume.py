@@ -35,12 +35,6 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def proxy(any_s3: str) -> Iterator[FaultyProxy]:
-    with FaultyProxy.before(any_s3) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def store(proxy: FaultyProxy) -> ObjectStore:
     return make_store(proxy.url)
 

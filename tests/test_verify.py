@@ -58,14 +58,8 @@ def upload(object_store: ObjectStore, engine: Engine, event_log: EventLog, tmp_p
             system=system,
             event=event,
             bucket=object_store.bucket_name,
-            key=stored.key,
-            size=stored.size,
-            etag=stored.etag,
-            sha256=stored.sha256,
-            layout_digest=stored.layout_digest,
-            images=stored.images,
-            proof=stored.proof,
             started_at=datetime.now(UTC),
+            **dict(stored),
         )
         record(engine, event_log, said)
         return said
