@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from api import pages, webhook
 from api.deps import Services, require_reader
 from api.problems import answer_with_problems, documented
-from api.routes import archives, experiments, health, images, rejected, stats, timesteps
+from api.routes import archives, at_risk, experiments, health, images, rejected, stats, timesteps
 from blocks.settings import MissingSetting, Settings, get_settings
 
 _DESCRIPTION = """
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(require_reader)],
         responses=documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
     )
-    for module in (timesteps, images, experiments, archives, rejected, stats):
+    for module in (timesteps, images, experiments, archives, rejected, stats, at_risk):
         reading.include_router(module.router)
     app.include_router(reading, prefix="/api/1")
     app.include_router(webhook.router, prefix="/api/1")

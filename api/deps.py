@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from api.expiry import ExpiryRules
 from api.problems import Problem
 from blocks.database import create_engine
 from blocks.event_log import EventLog
@@ -30,6 +31,7 @@ class Services:
     engine: Engine
     log: EventLog
     store: ObjectStore
+    expiry_rules: ExpiryRules
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -39,14 +41,22 @@ class Services:
             MissingSetting: with the environment variables to set.
         """
         settings.require("database_url", "redis_url", "aws_access_key_id", "aws_secret_access_key")
+        # A reader would rather be told that the storage is away than wait for it.
+        store = ObjectStore.from_settings(settings).model_copy(update={"timeout_seconds": 10, "patience_seconds": 5})
         return cls(
             settings=settings,
             # Only the state-manager writes; PostgreSQL makes sure that we don't.
             engine=create_engine(settings).execution_options(postgresql_readonly=True),
             log=EventLog.from_settings(settings),
-            # A reader would rather be told that the storage is away than wait for it.
-            store=ObjectStore.from_settings(settings).model_copy(update={"timeout_seconds": 10, "patience_seconds": 5}),
+            store=store,
+            expiry_rules=ExpiryRules(store),
         )
+
+    @property
+    def prefect_ui_url(self) -> str | None:
+        """Where people find flow runs; None where that is not known."""
+        api_url = self.settings.prefect_api_url
+        return self.settings.prefect_ui_url or (api_url and api_url.removesuffix("/api"))
 
     def close(self) -> None:
         """Give the connections back."""

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -22,7 +23,7 @@ from api.problems import Problem
 
 T = TypeVar("T")
 
-# Counting is not worth more than this.
+# Counting row by row is not worth more than this.
 COUNT_LIMIT = 10_000
 
 
@@ -54,7 +55,7 @@ class Paging(BaseModel):
 class Page(BaseModel, Generic[T]):
     """One page of a list."""
 
-    count: int | None = Field(description=f"Rows on all pages; null when there are more than {COUNT_LIMIT:,}.")
+    count: int | None = Field(description=f"Rows on all pages; null above {COUNT_LIMIT:,}, but where a tally tells it.")
     data: list[T]
     next: str | None = Field(description="Cursor of the next page; null on the last one.")
 
@@ -67,6 +68,10 @@ class Order:
     names: Sequence[str]  # of the same, in a row
     types: Sequence[Any]
     descending: bool = True
+
+    @cached_property
+    def _adapters(self) -> list[TypeAdapter[Any]]:
+        return [TypeAdapter(kind) for kind in self.types]
 
     def behind(self, values: Sequence[object]) -> ColumnElement[bool]:
         """The rows behind the one with these values."""
@@ -87,7 +92,7 @@ class Order:
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
             of, *values = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-            position = [TypeAdapter(kind).validate_python(v) for kind, v in zip(self.types, values, strict=True)]
+            position = [kind.validate_python(value) for kind, value in zip(self._adapters, values, strict=True)]
         except (ValueError, TypeError, ValidationError, RecursionError):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor: it is not one that this API gave.") from None
         if of != scope:
@@ -97,14 +102,20 @@ class Order:
     def write(self, row: Any, scope: str) -> str:
         """The cursor that says: behind this row."""
         values = [
-            TypeAdapter(kind).dump_python(getattr(row, name), mode="json")
-            for kind, name in zip(self.types, self.names, strict=True)
+            kind.dump_python(getattr(row, name), mode="json")
+            for kind, name in zip(self._adapters, self.names, strict=True)
         ]
         return base64.urlsafe_b64encode(json.dumps([scope, *values]).encode()).decode().rstrip("=")
 
 
 def fetch_page(
-    session: Session, rows: Select[Any], order: Order, paging: Paging, path: str, show: Callable[[Any], T]
+    session: Session,
+    rows: Select[Any],
+    order: Order,
+    paging: Paging,
+    path: str,
+    show: Callable[[Any], T],
+    tally: Select[Any] | None = None,
 ) -> Page[T]:
     """Fetch the page of `rows` that was asked for.
 
@@ -112,19 +123,26 @@ def fetch_page(
         rows: what the list is of, without an order.
         path: names the list, so that no cursor is taken for one of another list.
         show: makes of a row what is answered.
+        tally: tells how many rows there are, where that is known without counting them.
 
     Raises:
         Problem: when the cursor makes no sense.
     """
     scope = paging.scope(path)
+    part = rows.where(order.behind(order.read(paging.cursor, scope))) if paging.cursor else rows
+    found = session.execute(part.order_by(*order.by()).limit(paging.limit + 1)).all()
+    page = [row[0] if len(row) == 1 else row for row in found[: paging.limit]]
+    is_last = len(found) <= paging.limit
+    return Page(
+        count=len(page) if is_last and not paging.cursor else _count(session, rows, tally),
+        data=[show(row) for row in page],
+        next=None if is_last else order.write(page[-1], scope),
+    )
+
+
+def _count(session: Session, rows: Select[Any], tally: Select[Any] | None) -> int | None:
+    if tally is not None:
+        return int(session.execute(tally).scalar_one())
     counted = select(func.count()).select_from(rows.limit(COUNT_LIMIT + 1).subquery())
     count = session.exec(counted).one()
-    if paging.cursor:
-        rows = rows.where(order.behind(order.read(paging.cursor, scope)))
-    found = session.execute(rows.order_by(*order.by()).limit(paging.limit + 1)).all()
-    page = [row[0] if len(row) == 1 else row for row in found[: paging.limit]]
-    return Page(
-        count=count if count <= COUNT_LIMIT else None,
-        data=[show(row) for row in page],
-        next=order.write(page[-1], scope) if len(found) > paging.limit else None,
-    )
+    return count if count <= COUNT_LIMIT else None

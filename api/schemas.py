@@ -1,228 +1,178 @@
-"""What the API answers, and what lists can be narrowed down to."""
+"""What the API answers about timesteps."""
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, Field
-from sqlalchemy import Select
 from sqlmodel import col
 
-from api.paging import Instant, Paging
 from blocks.event_file import TimestepType
-from blocks.tables import Archive, RejectedEventFile, Timestep, TimestepEvent, TimestepState
+from blocks.tables import Timestep, TimestepEvent, TimestepState
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
-
-
-class TimestepFilter(BaseModel):
-    """Which timesteps."""
-
-    system: Name | None = Field(None, description="Imaging system.", examples=["prince"])
-    experiment: Name | None = Field(None, description="Experiment.", examples=["20261101_004"])
-    state: TimestepState | None = Field(None, description="How far it has come.")
-    type: TimestepType | None = Field(None, description="What its images are.")
-    position: int | None = Field(None, ge=0, le=2**31 - 1, description="Position on the plate.")
-    start: Instant | None = Field(None, description="Taken at this time or later.", examples=["2026-11-23T00:00:00Z"])
-    end: Instant | None = Field(None, description="Taken before this time.", examples=["2026-11-24T00:00:00Z"])
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether anything is asked for at all."""
-        return any(getattr(self, name) is not None for name in TimestepFilter.model_fields)
-
-    def narrow(self, rows: Select[Any]) -> Select[Any]:
-        """The rows of a query over timesteps that pass."""
-        equal = {
-            Timestep.system: self.system,
-            Timestep.experiment_id: self.experiment,
-            Timestep.state: self.state,
-            Timestep.type: self.type,
-            Timestep.position: self.position,
-        }
-        rows = rows.where(*(col(column) == value for column, value in equal.items() if value is not None))
-        if self.start:
-            rows = rows.where(col(Timestep.timestamp) >= self.start)
-        if self.end:
-            rows = rows.where(col(Timestep.timestamp) < self.end)
-        return rows
+TimestepId = Annotated[
+    UUID, Field(description="As its microscope announced it.", examples=["6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1"])
+]
+Key = Annotated[
+    str, Field(description="Key of its object.", examples=["images/20261101_004/20261123/104207_6a0ecf0c.tar"])
+]
+Size = Annotated[int, Field(description="Bytes of its object.", examples=[600_123_392])]
+Sha256 = Annotated[
+    str, Field(description="In hex.", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+]
+FlowRunId = Annotated[
+    UUID, Field(description="Of a flow run in Prefect.", examples=["0190f3a1-7c54-7d0a-9d0b-3f4c1f6f7a11"])
+]
+_TAKEN, _LATER, _ON_TAPE = "2026-11-23T10:42:07Z", "2026-11-23T10:43:11Z", "2026-11-24T03:00:00Z"
 
 
-class TimestepQuery(Paging, TimestepFilter):
-    """Which timesteps, and which part of the list."""
+class TimestepName(BaseModel):
+    """What a timestep is of, and when it was taken."""
+
+    timestep_id: TimestepId
+    system: str = Field(description="Imaging system.", examples=["prince"])
+    experiment_id: str = Field(description="Experiment.", examples=["20261101_004"])
+    position: int = Field(description="Position on the plate.", examples=[12])
+    type: TimestepType = Field(description="What its images are.", examples=["stitch"])
+    timestamp: datetime = Field(description="When the images were taken.", examples=[_TAKEN])
+
+    @classmethod
+    def columns(cls) -> list[Any]:
+        """Those to select of timesteps to show this."""
+        shown = [name for name in cls.model_fields if name in Timestep.model_fields]
+        return [col(Timestep.id).label("timestep_id"), *(getattr(Timestep, name) for name in shown)]
 
 
-class Export(BaseModel):
+class UploadedTimestep(TimestepName):
+    """A timestep that is in object storage."""
+
+    key: Key
+    size: Size
+    uploaded_at: datetime = Field(description="When that was known.", examples=[_LATER])
+
+
+class Export(UploadedTimestep):
     """An uploaded timestep, ready to be fetched."""
 
-    timestep_id: UUID
-    system: str = Field(examples=["prince"])
-    experiment_id: str = Field(examples=["20261101_004"])
-    position: int
-    type: TimestepType
-    timestamp: datetime
-    key: str = Field(examples=["images/20261101_004/20261123/104207_6a0ecf0c.tar"])
-    size: int = Field(description="Bytes of the tar.")
-    sha256: str = Field(description="Of the tar.")
-    uploaded_at: datetime
-    url: str = Field(description="Fetches the tar without credentials, for an hour.")
+    sha256: Sha256
+    url: str = Field(
+        description="Fetches the tar without credentials, for an hour.",
+        examples=["https://s3.example.org/timesteps/images/…tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=…"],
+    )
 
 
 class Failure(BaseModel):
     """The last time a stage gave the timestep up, if nothing has come of it since."""
 
-    stage: str
-    reason: str
-    at: datetime
-    flow_run_id: UUID | None
+    stage: str = Field(description="That gave it up.", examples=["upload"])
+    reason: str = Field(description="Why.", examples=["the share is away"])
+    at: datetime = Field(description="When.", examples=[_LATER])
+    flow_run_id: FlowRunId | None = Field(description="The flow run that said so.")
 
 
-class TimestepSummary(BaseModel):
+class TimestepSummary(TimestepName):
     """A timestep in a list."""
 
-    timestep_id: UUID
-    state: TimestepState
-    system: str = Field(examples=["prince"])
-    experiment_id: str = Field(examples=["20261101_004"])
-    plate: int
-    cross_date: date
-    position: int
-    type: TimestepType
-    timestamp: datetime
-    image_count: int
-    ingested_at: datetime | None
-    uploaded_at: datetime | None
-    archived_at: datetime | None
-    key: str | None = Field(description="Key of the object, once there is one.")
-    size: int | None = Field(description="Bytes of the object.")
-    failure: Failure | None
+    state: TimestepState = Field(description="How far it has come.", examples=["uploaded"])
+    plate: int = Field(description="Number of its plate.", examples=[4])
+    cross_date: date = Field(description="When the plate was prepared.", examples=["2026-11-01"])
+    image_count: int = Field(description="As announced.", examples=[150])
+    ingested_at: datetime | None = Field(description="When it was taken in.", examples=[_LATER])
+    uploaded_at: datetime | None = Field(description="When it was known to be in object storage.", examples=[_LATER])
+    archived_at: datetime | None = Field(description="When it was known to be on tape.", examples=[_ON_TAPE])
+    key: Key | None = Field(description="Key of its object, once there is one.")
+    size: Size | None = Field(description="Bytes of its object.")
+    failure: Failure | None = Field(description="What is wrong, if something is.", examples=[None])
 
     @classmethod
-    def of(cls, timestep: Timestep) -> Self:
-        """What is shown of a timestep."""
-        return cls.model_validate(
-            {**timestep.model_dump(), "timestep_id": timestep.id, "failure": failure_of(timestep)}
-        )
+    def columns(cls) -> list[Any]:
+        """Those to select of timesteps to show this."""
+        failed = (Timestep.failed_at, Timestep.failed_stage, Timestep.failed_reason, Timestep.failed_flow_run_id)
+        return [*super().columns(), *failed]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Any]) -> Self:
+        """Of the columns of a timestep."""
+        return cls.model_validate({**columns, "failure": _failure(columns)})
 
 
-def failure_of(timestep: Timestep) -> Failure | None:
-    """What is wrong with a timestep, if something is."""
-    if not (timestep.failed_at and timestep.failed_stage and timestep.failed_reason is not None):
+def _failure(columns: Mapping[str, Any]) -> Failure | None:
+    if columns["failed_at"] is None:
         return None
-    return Failure(
-        stage=timestep.failed_stage,
-        reason=timestep.failed_reason,
-        at=timestep.failed_at,
-        flow_run_id=timestep.failed_flow_run_id,
+    return Failure.model_validate(
+        {"at": columns["failed_at"], **{name: columns[f"failed_{name}"] for name in ("stage", "reason", "flow_run_id")}}
     )
 
 
 class TimestepObject(BaseModel):
     """The object that holds a timestep, and what proves it."""
 
-    bucket: str
-    key: str
-    size: int
-    etag: str
-    sha256: str
-    layout_digest: str = Field(description="Digest of the tar's members: names, sizes and places.")
-    upload_started_at: datetime
-    verified_at: datetime
-    checks: list[str] = Field(description="What was checked after the upload.")
+    bucket: str = Field(description="The bucket it is in.", examples=["timesteps"])
+    key: Key
+    size: Size
+    etag: str = Field(description="As the store gave it.", examples=["0b26e313ed4a7ca6904b0e9369e5b957-36"])
+    sha256: Sha256
+    layout_digest: Sha256 = Field(description="Digest of the tar's members: names, sizes and places.")
+    upload_started_at: datetime = Field(description="When its upload began.", examples=[_TAKEN])
+    verified_at: datetime = Field(description="When it was checked.", examples=[_LATER])
+    checks: list[str] = Field(
+        description="What was checked after the upload.", examples=[["The store has 600123392 bytes, as sent."]]
+    )
 
 
 class HistoryEvent(BaseModel):
     """One event of the log."""
 
-    event_id: UUID
-    entry_id: str = Field(description="Its entry in the stream.")
-    type: str = Field(examples=["timestep.uploaded"])
-    time: datetime
-    source: str = Field(description="The stage that said so.")
-    flow_run_id: UUID | None = Field(description="The flow run that said so.")
-    data: dict[str, Any] = Field(description="What it says, but for the list of images.")
+    event_id: UUID = Field(description="Of the CloudEvent.", examples=["5d2f9a34-9a0e-5b0a-8a57-0c5d1c1b0f0e"])
+    entry_id: str = Field(description="Its entry in the stream.", examples=["1795430527000-0"])
+    type: str = Field(description="What happened.", examples=["timestep.uploaded"])
+    time: datetime = Field(description="When that was said.", examples=[_LATER])
+    source: str = Field(description="The stage that said so.", examples=["archiver/upload-worker"])
+    flow_run_id: FlowRunId | None = Field(description="The flow run that said so.")
+    data: dict[str, Any] = Field(
+        description="What it says, but for the list of images.", examples=[{"bucket": "timesteps", "size": 600_123_392}]
+    )
 
     @classmethod
     def of(cls, event: TimestepEvent) -> Self:
         """What is shown of an event."""
-        return cls(
-            event_id=event.id,
-            entry_id=event.entry_id,
-            type=event.type,
-            time=event.time,
-            source=event.source,
-            flow_run_id=event.data.get("flow_run_id"),
-            data=event.data,
-        )
+        flow_run_id = event.data.get("flow_run_id")
+        return cls.model_validate({**event.model_dump(), "event_id": event.id, "flow_run_id": flow_run_id})
+
+
+class FlowRun(BaseModel):
+    """A flow run that worked on the timestep."""
+
+    flow_run_id: FlowRunId
+    said: list[str] = Field(description="Types of the events it left behind.", examples=[["timestep.uploaded"]])
+    url: str | None = Field(
+        description="Its page in Prefect; null where the API does not know Prefect's address.",
+        examples=["http://127.0.0.1:4200/runs/flow-run/0190f3a1-7c54-7d0a-9d0b-3f4c1f6f7a11"],
+    )
 
 
 class ArchiveReference(BaseModel):
     """An archive on tape that holds the timestep's object."""
 
-    archive_id: UUID
-    path: str
-    archived_at: datetime
+    archive_id: UUID = Field(description="Of the archive.", examples=["1f0d6c5e-8a57-5b0a-9d0b-5d2f9a340c5d"])
+    path: str = Field(description="Of the archive on tape.", examples=["images/20261101_004/20261123.tar"])
+    archived_at: datetime = Field(description="When it was reported to be in it.", examples=[_ON_TAPE])
 
 
 class TimestepDetail(TimestepSummary):
     """All that is known of a timestep."""
 
-    event_file: str | None = Field(description="Path of its event file below the system's directory.")
-    image_dir: str
-    announced: dict[str, Any] = Field(description="The event file's content, with fields that mean nothing to us.")
-    object: TimestepObject | None
-    archives: list[ArchiveReference]
-    history: list[HistoryEvent] = Field(description="Oldest first.")
-
-
-class ImageRow(BaseModel):
-    """One file in a timestep's tar."""
-
-    name: str = Field(examples=["Img/Img_r00_c01.tif"])
-    offset: int = Field(description="Where its bytes begin in the object.")
-    size: int = Field(description="Bytes.")
-    sha256: str
-
-
-class ArchiveSummary(BaseModel):
-    """An archive on tape."""
-
-    archive_id: UUID
-    path: str
-    date: date
-    job_id: UUID = Field(description="surf-archiver's job that first reported it.")
-    archived_at: datetime = Field(description="When it was first reported.")
-
-    @classmethod
-    def of(cls, archive: Archive) -> Self:
-        """What is shown of an archive."""
-        return cls.model_validate({**archive.model_dump(), "archive_id": archive.id})
-
-
-class Member(BaseModel):
-    """An object in an archive."""
-
-    key: str
-    timestep_id: UUID | None = Field(description="Null while nobody knows an upload of this key.")
-    archived_at: datetime
-
-
-class ArchiveDetail(ArchiveSummary):
-    """An archive with the objects in it."""
-
-    members: list[Member]
-
-
-class RejectedRow(BaseModel):
-    """An event file that can't be taken in as it is. It stays where it is, and is looked at again once it changes."""
-
-    system: str
-    event_file: str = Field(description="Path below the system's directory.", examples=["events/0815.json"])
-    reason: str = Field(examples=["prince/events/0815.json: position: Field required"])
-    rejected_at: datetime
-    timestep_id: UUID | None
-
-    @classmethod
-    def of(cls, row: RejectedEventFile) -> Self:
-        """What is shown of a rejection."""
-        return cls.model_validate(row.model_dump())
+    event_file: str | None = Field(
+        description="Path of its event file below the system's directory.", examples=["events/20261123_104207.json"]
+    )
+    image_dir: str = Field(description="Below the system's directory.", examples=["20261123_104207_Plate004"])
+    announced: dict[str, Any] = Field(
+        description="The event file's content, with fields that mean nothing to us.", examples=[{"plate": 4}]
+    )
+    source_purged_at: datetime | None = Field(description="When its images were deleted from the source.")
+    staging_purged_at: datetime | None = Field(description="When its copy was deleted from staging.")
+    object: TimestepObject | None = Field(description="What holds it, once it is uploaded.")
+    archives: list[ArchiveReference] = Field(description="Those it is in, oldest first.")
+    flow_runs: list[FlowRun] = Field(description="Those that said something about it, oldest first.")
+    history: list[HistoryEvent] = Field(description="Every event about it, oldest first.")

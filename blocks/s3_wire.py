@@ -25,6 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from blocks.object_errors import ObjectStoreError, Refused
 from blocks.pace import Pace
+from blocks.presign import Presigner
 from blocks.retry import Patience, Transient
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class S3Wire:
         if keys is None:
             raise ObjectStoreError(f"there are no credentials for {self._bucket_url}")
         self._keys = keys
+        frozen = keys.get_frozen_credentials()
+        self.presigner = Presigner(
+            self._bucket_url, self._region, frozen.access_key or "", frozen.secret_key or "", frozen.token
+        )
         self._pool = urllib3.PoolManager(
             num_pools=1,
             maxsize=_KEPT_CONNECTIONS,

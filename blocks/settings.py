@@ -47,7 +47,8 @@ class Settings(BaseSettings):
     aws_secret_access_key: SecretStr | None = Field(None, validation_alias="AWS_SECRET_ACCESS_KEY")
     aws_endpoint_url: Url | None = Field(None, validation_alias="AWS_ENDPOINT_URL")
     aws_region: str = Field("us-east-1", validation_alias="AWS_REGION")
-    prefect_api_url: str | None = Field(None, validation_alias="PREFECT_API_URL")
+    prefect_api_url: Url | None = Field(None, validation_alias="PREFECT_API_URL")
+    prefect_ui_url: Url | None = Field(None, validation_alias="PREFECT_UI_URL")
 
     def require(self, *names: str) -> None:
         """Say which of the named settings are not set.

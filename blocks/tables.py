@@ -46,10 +46,14 @@ class Timestep(SQLModel, table=True):
 
     __table_args__ = (
         # One index per way of paging through timesteps, newest first, and its filter.
-        # The first also answers by itself what there is per day.
+        # What they include, answers by itself what there is per day, and per experiment.
         Index("timestep_by_time", "timestamp", "id", postgresql_include=["state", "image_count", "size"]),
         Index("timestep_by_system", "system", "timestamp", "id"),
-        Index("timestep_by_experiment", "experiment_id", "position", "timestamp", "id"),
+        Index(
+            "timestep_by_experiment",
+            *("experiment_id", "position", "timestamp", "id"),
+            postgresql_include=["system", "type", "state", "image_count", "size"],
+        ),
         Index("timestep_by_experiment_and_time", "experiment_id", "timestamp", "id"),
         Index("timestep_by_state", "state", "timestamp", "id"),
         Index("timestep_exported", "timestamp", "id", postgresql_where=text("uploaded_at is not null")),

@@ -10,9 +10,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import InternalError
 from sqlmodel import Session, col, update
 
+from api.app import create_app
 from api.deps import Services
+from api.expiry import ExpiryRule, ExpiryRules
 from api.routes.experiments import cadence_of, gaps_in
-from api.routes.stats import expiry_rules
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore
@@ -44,6 +45,9 @@ def test_the_way_of_a_timestep(client: TestClient, engine: Engine, event_log: Ev
         "timestep.failed",
         "timestep.uploaded",
     ]
+    (run,) = timestep["flow_runs"]
+    assert (run["flow_run_id"], run["said"]) == (timestep["history"][1]["flow_run_id"], ["timestep.failed"])
+    assert run["url"] is None
     export = client.get("/api/1/exports").json()["data"][0]
     assert (export["timestep_id"], export["key"]) == (str(event.timestep_id), event.key)
     assert event.key in export["url"]
@@ -58,6 +62,27 @@ def test_the_way_of_a_timestep(client: TestClient, engine: Engine, event_log: Ev
     assert timestep["archives"][0]["path"] == "/tape/images/20261101_004/20261123.tar"
     assert timestep["history"][-1]["type"] == "timestep.archived"
     assert client.get("/api/1/exports").json()["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("addresses", "url"),
+    [
+        ({"prefect_api_url": "http://prefect:4200/api"}, "http://prefect:4200/runs/flow-run/"),
+        (
+            {"prefect_api_url": "http://prefect:4200/api", "prefect_ui_url": "https://lab.example/prefect"},
+            "https://lab.example/prefect/runs/flow-run/",
+        ),
+    ],
+)
+def test_flow_runs_have_their_page_in_prefect(
+    settings: Settings, engine: Engine, event_log: EventLog, addresses: dict[str, str], url: str
+) -> None:
+    event = announced()
+    record(engine, event_log, failed(event), failed(event, attempt=2))
+    with TestClient(create_app(settings.model_copy(update=addresses))) as client:
+        (run,) = client.get(f"/api/1/timesteps/{event.timestep_id}").json()["flow_runs"]
+    assert run["said"] == ["timestep.failed"] * 2
+    assert run["url"] == url + run["flow_run_id"]
 
 
 def a_night(count: int) -> list[ImagingEvent]:
@@ -169,9 +194,11 @@ def test_counting_has_an_end(
 ) -> None:
     monkeypatch.setattr("api.paging.COUNT_LIMIT", 3)
     record(engine, event_log, *map(uploaded, a_night(3)))
-    assert client.get("/api/1/timesteps").json()["count"] == 3
+    start = {"start": "2026-01-01T00:00:00Z", "limit": 2}
+    assert client.get("/api/1/timesteps", params=start).json()["count"] == 3
     record(engine, event_log, *map(uploaded, a_night(1)))
-    assert client.get("/api/1/timesteps").json()["count"] is None
+    assert client.get("/api/1/timesteps", params=start).json()["count"] is None
+    assert client.get("/api/1/timesteps", params={"limit": 2}).json()["count"] == 4
 
 
 @pytest.mark.parametrize("path", ["timesteps/not-a-uuid", "archives/42", f"timesteps/{'9' * 500}/images"])
@@ -288,7 +315,7 @@ def test_days_that_make_no_sense_are_refused(client: TestClient, query: dict[str
 
 
 def test_what_is_not_on_tape_for_too_long_is_at_risk(
-    client: TestClient, engine: Engine, event_log: EventLog, object_store: ObjectStore
+    client: TestClient, settings: Settings, engine: Engine, event_log: EventLog, object_store: ObjectStore
 ) -> None:
     events = [announced(UUID(int=number << 96)) for number in range(1, 5)]
     record(engine, event_log, *map(uploaded, events), archived(events[0].key))
@@ -316,8 +343,10 @@ def test_what_is_not_on_tape_for_too_long_is_at_risk(
             ]
         },
     )
-    assert expiry_rules(object_store) == [("", 30), ("videos/", 7)]
-    (first, *_) = client.get("/api/1/at-risk").json()["data"]
+    assert ExpiryRules(object_store).read() == [ExpiryRule("", 30), ExpiryRule("videos/", 7)]
+    # What was read of the rules is remembered for a minute.
+    with TestClient(create_app(settings)) as another:
+        (first, *_) = another.get("/api/1/at-risk").json()["data"]
     assert first["days_left"] == pytest.approx(26, abs=0.02)
 
 

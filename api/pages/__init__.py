@@ -11,10 +11,9 @@ from pydantic import ConfigDict, ValidationError
 from sqlmodel import Session, col, func, select
 
 from api.deps import COOKIE, ServicesDep, cookie_value, is_signed_in, is_token
-from api.paging import fetch_page
-from api.routes.timesteps import NEWEST_FIRST
-from api.schemas import TimestepQuery
-from blocks.tables import RejectedEventFile, Timestep, TimestepState
+from api.filters import TimestepQuery
+from api.routes.timesteps import list_timesteps
+from blocks.tables import RejectedEventFile, TimestepState, TimestepTally
 
 router = APIRouter(include_in_schema=False)
 
@@ -56,8 +55,9 @@ def page(request: Request, services: ServicesDep) -> Response:
     except ValidationError:
         return RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
     with Session(services.engine) as session:
-        found = fetch_page(session, query.narrow(select(Timestep)), NEWEST_FIRST, query, "page", lambda row: row)
-        counts = dict(session.exec(select(Timestep.state, func.count()).group_by(col(Timestep.state))).all())
+        found = list_timesteps(session, query)
+        tallied = select(TimestepTally.state, func.sum(TimestepTally.timesteps)).group_by(col(TimestepTally.state))
+        counts = dict(session.exec(tallied).all())
         rejected = session.exec(
             select(RejectedEventFile).order_by(col(RejectedEventFile.rejected_at).desc()).limit(ROWS)
         ).all()

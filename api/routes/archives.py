@@ -1,21 +1,57 @@
 """Archives on tape, as surf-archiver reported them."""
 
+from datetime import date, datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
 from sqlmodel import col, select
 
 from api.deps import SessionDep
+from api.filters import TimestepFilter
 from api.paging import Instant, Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
-from api.schemas import ArchiveDetail, ArchiveSummary, Member, TimestepFilter
+from api.schemas import Key
 from blocks.tables import Archive, ArchiveMember, Timestep
 
 router = APIRouter(tags=["archives"])
 
 NEWEST_FIRST = Order((col(Archive.archived_at), col(Archive.id)), ("archived_at", "id"), (Instant, UUID))
+
+
+class ArchiveSummary(BaseModel):
+    """An archive on tape."""
+
+    archive_id: UUID = Field(description="Follows from its path.", examples=["1f0d6c5e-8a57-5b0a-9d0b-5d2f9a340c5d"])
+    path: str = Field(description="On tape.", examples=["images/20261101_004/20261123.tar"])
+    date: Annotated[date, Field(description="The day it is of.", examples=["2026-11-23"])]
+    job_id: UUID = Field(
+        description="surf-archiver's job that first reported it.", examples=["0d9a7c1e-3f5b-4a57-9a55-7f3f0f1f2a3b"]
+    )
+    archived_at: datetime = Field(description="When it was first reported.", examples=["2026-11-24T03:00:00Z"])
+
+    @classmethod
+    def of(cls, archive: Archive) -> Self:
+        """What is shown of an archive."""
+        return cls.model_validate({**archive.model_dump(), "archive_id": archive.id})
+
+
+class Member(BaseModel):
+    """An object in an archive."""
+
+    key: Key
+    timestep_id: UUID | None = Field(
+        description="Null while nobody knows an upload of this key.", examples=["6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1"]
+    )
+    archived_at: datetime = Field(description="When that was first reported.", examples=["2026-11-24T03:00:00Z"])
+
+
+class ArchiveDetail(ArchiveSummary):
+    """An archive with the objects in it."""
+
+    members: list[Member] = Field(description="By key.")
 
 
 class ArchiveQuery(Paging, TimestepFilter):

@@ -10,19 +10,30 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 from sqlmodel import col, select
 
 from api.deps import SessionDep, StoreDep
 from api.paging import Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
 from api.routes.timesteps import find_timestep, find_uploaded
-from api.schemas import ImageRow
+from api.schemas import Sha256
 from blocks.object_errors import NotStored
 from blocks.tables import TimestepImage
 
 router = APIRouter(tags=["images"])
 
 BY_NAME = Order((col(TimestepImage.name),), ("name",), (str,), descending=False)
+
+
+class ImageRow(BaseModel):
+    """One file in a timestep's tar."""
+
+    name: str = Field(description="Path in the tar, without its './'.", examples=["Img/Img_r00_c01.tif"])
+    offset: int = Field(description="Where its bytes begin in the object.", examples=[4608])
+    size: int = Field(description="Bytes.", examples=[4_000_512])
+    sha256: Sha256
+
 
 _RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
 

@@ -1,15 +1,16 @@
 """Event files that can't be taken in."""
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlmodel import col, select
 
 from api.deps import SessionDep
+from api.filters import Name
 from api.paging import Instant, Order, Page, Paging, fetch_page
-from api.schemas import Name, RejectedRow
 from blocks.tables import RejectedEventFile
 
 router = APIRouter(tags=["event files"])
@@ -19,12 +20,29 @@ NEWEST_FIRST = Order(
 )
 
 
+class RejectedRow(BaseModel):
+    """An event file that can't be taken in as it is. It stays where it is, and is looked at again once it changes."""
+
+    system: str = Field(description="Imaging system.", examples=["prince"])
+    event_file: str = Field(description="Path below the system's directory.", examples=["events/0815.json"])
+    reason: str = Field(description="Why.", examples=["prince/events/0815.json: position: Field required"])
+    rejected_at: datetime = Field(description="When.", examples=["2026-11-23T10:42:07Z"])
+    timestep_id: UUID | None = Field(description="Of the timestep it announces, if that can be read.", examples=[None])
+
+    @classmethod
+    def of(cls, row: RejectedEventFile) -> Self:
+        """What is shown of a rejection."""
+        return cls.model_validate(row.model_dump())
+
+
 class RejectedQuery(Paging):
     """Which rejected event files, and which part of the list."""
 
     system: Name | None = Field(None, description="Imaging system.", examples=["prince"])
-    start: Instant | None = Field(None, description="Rejected at this time or later.")
-    end: Instant | None = Field(None, description="Rejected before this time.")
+    start: Instant | None = Field(
+        None, description="Rejected at this time or later.", examples=["2026-11-23T00:00:00Z"]
+    )
+    end: Instant | None = Field(None, description="Rejected before this time.", examples=["2026-11-24T00:00:00Z"])
 
 
 @router.get("/rejected", summary="Event files that can't be taken in as they are")

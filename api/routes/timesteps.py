@@ -1,50 +1,63 @@
 """Timesteps: lists, and all that is known of one."""
 
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from fastapi.responses import RedirectResponse
-from sqlalchemy import and_, or_
+from sqlalchemy import Row, and_, or_
 from sqlmodel import Session, col, select
 
-from api.deps import SessionDep, StoreDep
+from api.deps import ServicesDep, SessionDep, StoreDep
+from api.filters import TimestepQuery
 from api.paging import Instant, Order, Page, fetch_page
 from api.problems import Problem, documented
 from api.schemas import (
     ArchiveReference,
     Export,
+    FlowRun,
     HistoryEvent,
     TimestepDetail,
     TimestepObject,
-    TimestepQuery,
     TimestepSummary,
 )
 from blocks.messages import Archived
-from blocks.tables import Archive, ArchiveMember, Timestep, TimestepEvent
+from blocks.tables import Archive, ArchiveMember, Timestep, TimestepEvent, TimestepState
 
 router = APIRouter(tags=["timesteps"])
 
-NEWEST_FIRST = Order((col(Timestep.timestamp), col(Timestep.id)), ("timestamp", "id"), (Instant, UUID))
+URL_SECONDS = 3600
+
+NEWEST_FIRST = Order((col(Timestep.timestamp), col(Timestep.id)), ("timestamp", "timestep_id"), (Instant, UUID))
 
 
 @router.get("/exports", summary="Uploaded timesteps, each with a URL that fetches it")
 def exports(query: Annotated[TimestepQuery, Query()], session: SessionDep, store: StoreDep) -> Page[Export]:
     """Newest first, by the time the images were taken. Archived timesteps are among them."""
+    presigner = store.presigner
 
-    def show(timestep: Timestep) -> Export:
-        url = store.presigned_url(timestep.key or "")
-        return Export.model_validate({**timestep.model_dump(), "timestep_id": timestep.id, "url": url})
+    def show(row: Row[Any]) -> Export:
+        return Export.model_validate({**row._asdict(), "url": presigner.url(row.key, URL_SECONDS)})
 
-    rows = query.narrow(select(Timestep).where(col(Timestep.uploaded_at).is_not(None)))
-    return fetch_page(session, rows, NEWEST_FIRST, query, "exports", show)
+    rows = query.narrow(select(*Export.columns()).where(col(Timestep.uploaded_at).is_not(None)))
+    tally = query.tally(states=(TimestepState.UPLOADED, TimestepState.ARCHIVED))
+    return fetch_page(session, rows, NEWEST_FIRST, query, "exports", show, tally)
 
 
 @router.get("/timesteps", summary="Timesteps in any state")
 def timesteps(query: Annotated[TimestepQuery, Query()], session: SessionDep) -> Page[TimestepSummary]:
     """Newest first, by the time the images were taken."""
-    return fetch_page(session, query.narrow(select(Timestep)), NEWEST_FIRST, query, "timesteps", TimestepSummary.of)
+    return list_timesteps(session, query)
+
+
+def list_timesteps(session: Session, query: TimestepQuery) -> Page[TimestepSummary]:
+    """The page of timesteps that was asked for."""
+    rows = query.narrow(select(*TimestepSummary.columns()))
+    return fetch_page(
+        session, rows, NEWEST_FIRST, query, "timesteps", lambda row: TimestepSummary.of(row._asdict()), query.tally()
+    )
 
 
 def find_timestep(session: Session, timestep_id: UUID) -> Timestep:
@@ -76,30 +89,45 @@ def find_uploaded(session: Session, timestep_id: UUID) -> tuple[Timestep, str]:
     summary="All that is known of one timestep",
     responses=documented(HTTPStatus.NOT_FOUND),
 )
-def timestep(timestep_id: UUID, session: SessionDep) -> TimestepDetail:
+def timestep(timestep_id: UUID, session: SessionDep, services: ServicesDep) -> TimestepDetail:
     """Its object and what proves it, the archives it is in, its whole history, and what is wrong if something is."""
-    timestep = find_timestep(session, timestep_id)
+    return describe(session, find_timestep(session, timestep_id), services.prefect_ui_url)
+
+
+def describe(session: Session, timestep: Timestep, prefect_ui_url: str | None) -> TimestepDetail:
+    """All that is known of a timestep."""
     # Who announces an archive may not know yet whose key it is.
     by_key = and_(col(TimestepEvent.type) == Archived.type, col(TimestepEvent.key) == timestep.key)
-    history = session.exec(
+    said = session.exec(
         select(TimestepEvent)
-        .where(or_(col(TimestepEvent.timestep_id) == timestep_id, by_key))
+        .where(or_(col(TimestepEvent.timestep_id) == timestep.id, by_key))
         .order_by(col(TimestepEvent.time), col(TimestepEvent.id))
     )
+    history = [HistoryEvent.of(event) for event in said]
     archives = session.exec(
         select(Archive.id, Archive.path, ArchiveMember.archived_at)
         .where(col(ArchiveMember.archive_id) == col(Archive.id), col(ArchiveMember.key) == timestep.key)
         .order_by(col(ArchiveMember.archived_at), col(Archive.id))
     )
-    return TimestepDetail(
-        **TimestepSummary.of(timestep).model_dump(),
-        event_file=timestep.event_file,
-        image_dir=timestep.image_dir,
-        announced=timestep.announced,
-        object=TimestepObject.model_validate(timestep.model_dump()) if timestep.key else None,
-        archives=[ArchiveReference(archive_id=id, path=path, archived_at=at) for id, path, at in archives],
-        history=[HistoryEvent.of(event) for event in history],
+    columns = {**timestep.model_dump(), "timestep_id": timestep.id}
+    return TimestepDetail.of(
+        {
+            **columns,
+            "object": TimestepObject.model_validate(columns) if timestep.key else None,
+            "archives": [ArchiveReference(archive_id=id, path=path, archived_at=at) for id, path, at in archives],
+            "flow_runs": _flow_runs(history, prefect_ui_url),
+            "history": history,
+        }
     )
+
+
+def _flow_runs(history: Iterable[HistoryEvent], prefect_ui_url: str | None) -> list[FlowRun]:
+    runs: dict[UUID, FlowRun] = {}
+    for event in history:
+        if id := event.flow_run_id:
+            url = f"{prefect_ui_url}/runs/flow-run/{id}" if prefect_ui_url else None
+            runs.setdefault(id, FlowRun(flow_run_id=id, said=[], url=url)).said.append(event.type)
+    return list(runs.values())
 
 
 @router.get(
@@ -112,4 +140,4 @@ def timestep(timestep_id: UUID, session: SessionDep) -> TimestepDetail:
 def download(timestep_id: UUID, session: SessionDep, store: StoreDep) -> RedirectResponse:
     """Redirects to a URL that fetches the tar from object storage, for an hour."""
     _, key = find_uploaded(session, timestep_id)
-    return RedirectResponse(store.presigned_url(key), headers={"Cache-Control": "no-store"})
+    return RedirectResponse(store.presigned_url(key, URL_SECONDS), headers={"Cache-Control": "no-store"})

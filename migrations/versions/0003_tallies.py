@@ -1,4 +1,4 @@
-"""Tallies that PostgreSQL keeps itself, and days from the index alone."""
+"""Tallies that PostgreSQL keeps itself, and days and experiments from an index alone."""
 
 from collections.abc import Sequence
 
@@ -81,6 +81,11 @@ insert into timestep_tally
 insert into event_tally select type, count(*) from timestep_event group by type;
 """
 
+_INDEXES: Sequence[tuple[str, list[str], list[str]]] = (
+    ("timestep_by_time", ["timestamp", "id"], []),
+    ("timestep_by_experiment", ["experiment_id", "position", "timestamp", "id"], ["system", "type"]),
+)
+
 
 def upgrade() -> None:
     """Apply."""
@@ -101,19 +106,16 @@ def upgrade() -> None:
     )
     for statement in (_TALLY_TIMESTEPS, _TALLY_EVENTS, *filter(str.strip, f"{_TRIGGERS}{_FILL}".split(";"))):
         op.execute(statement)
-    op.drop_index("timestep_by_time", "timestep")
-    op.create_index(
-        "timestep_by_time",
-        "timestep",
-        ["timestamp", "id"],
-        postgresql_include=["state", "image_count", "size"],
-    )
+    for name, columns, more in _INDEXES:
+        op.drop_index(name, "timestep")
+        op.create_index(name, "timestep", columns, postgresql_include=[*more, "state", "image_count", "size"])
 
 
 def downgrade() -> None:
     """Undo."""
-    op.drop_index("timestep_by_time", "timestep")
-    op.create_index("timestep_by_time", "timestep", ["timestamp", "id"])
+    for name, columns, _ in _INDEXES:
+        op.drop_index(name, "timestep")
+        op.create_index(name, "timestep", columns)
     op.execute("drop function tally_timesteps() cascade")
     op.execute("drop function tally_events() cascade")
     op.drop_table("event_tally")

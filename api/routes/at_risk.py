@@ -1,0 +1,70 @@
+"""What is in object storage only, for longer than it should be."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from sqlalchemy import Row, Select
+from sqlmodel import col, select
+
+from api.deps import ServicesDep, SessionDep
+from api.expiry import days_left
+from api.filters import Name, TimestepFilter
+from api.paging import Instant, Order, Page, Paging, fetch_page
+from api.schemas import UploadedTimestep
+from blocks.tables import Timestep
+
+router = APIRouter(tags=["figures"])
+
+OLDEST_FIRST = Order(
+    (col(Timestep.uploaded_at), col(Timestep.id)), ("uploaded_at", "timestep_id"), (Instant, UUID), descending=False
+)
+
+DEFAULT_HOURS = 48.0
+
+
+class AtRiskQuery(Paging):
+    """Which timesteps, and which part of the list."""
+
+    hours: float = Field(
+        DEFAULT_HOURS, ge=0, le=24 * 3650, description="Uploaded longer ago than this, and not on tape.", examples=[48]
+    )
+    system: Name | None = Field(None, description="Imaging system.", examples=["prince"])
+    experiment: Name | None = Field(None, description="Experiment.", examples=["20261101_004"])
+
+
+class AtRisk(UploadedTimestep):
+    """A timestep that is in object storage only."""
+
+    days_left: float | None = Field(
+        description="Until the bucket's lifecycle rule deletes the object; null when there is no such rule, "
+        "or the bucket's rules can't be read.",
+        examples=[11.5],
+    )
+
+
+@router.get("/at-risk", summary="Uploaded, but not on tape for too long")
+def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, services: ServicesDep) -> Page[AtRisk]:
+    """Oldest upload first, with the days left before the bucket deletes the object."""
+    now = datetime.now(UTC)
+    rules = services.expiry_rules.read()
+
+    def show(row: Row[Any]) -> AtRisk:
+        left = days_left(rules, row.key, now - row.uploaded_at)
+        return AtRisk.model_validate({**row._asdict(), "days_left": left})
+
+    waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns())
+    rows = TimestepFilter(system=query.system, experiment=query.experiment).narrow(waiting)
+    return fetch_page(session, rows, OLDEST_FIRST, query, "at-risk", show)
+
+
+def not_on_tape(uploaded_before: datetime, *columns: Any) -> Select[Any]:
+    """Timesteps that are in object storage only."""
+    rows: Select[Any] = select(*columns)
+    return rows.where(
+        col(Timestep.uploaded_at).is_not(None),
+        col(Timestep.archived_at).is_(None),
+        col(Timestep.uploaded_at) < uploaded_before,
+    )
