@@ -11,6 +11,9 @@ import redis
 
 log = logging.getLogger(__name__)
 
+# What this process holds, for `give_back_all`.
+_held: "set[Lease]" = set()
+
 # Only the holder may prolong or give back: the value tells who holds it.
 _PROLONG = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -39,8 +42,10 @@ class Lease:
         """Make sure that the lease is still held; to be called before everything that only its holder may do.
 
         Raises:
-            LeaseLost: if it ran out, or can't be known to hold.
+            LeaseLost: if it ran out, can't be known to hold, or was given back.
         """
+        if self._ended.is_set():
+            raise LeaseLost(f"the lease {self.name} was given back, because this process ends")
         if time.monotonic() >= self._valid_until:
             raise LeaseLost(f"the lease {self.name} could not be prolonged; another process may have it")
 
@@ -64,6 +69,8 @@ class Lease:
                 log.warning("lease %s can't be prolonged: %s", self.name, error)
 
     def _give_back(self) -> None:
+        # In this order: whoever asks from now on is told no, before others are told yes.
+        self._ended.set()
         try:
             self._redis.eval(_GIVE_BACK, 1, self.name, self._holder)
         except redis.RedisError as error:
@@ -88,9 +95,30 @@ def hold(client: redis.Redis, name: str, seconds: float = 30) -> Iterator[Lease]
     lease._take()
     keeper = threading.Thread(target=lease._prolong, name=f"lease {name}", daemon=True)
     keeper.start()
+    _held.add(lease)
     try:
         yield lease
     finally:
         lease._ended.set()
         keeper.join()
         lease._give_back()
+        _held.discard(lease)
+
+
+def give_back_all(seconds: float = 2) -> None:
+    """Give back what this process holds, so that others need not wait until its leases run out.
+
+    For a process that is about to end while threads of it are at work: their next `check` fails. What
+    is on its way at this moment may still arrive, as it may after a crash.
+
+    Args:
+        seconds: after which Redis is not waited for any longer.
+    """
+
+    def give_back() -> None:
+        for lease in list(_held):
+            lease._give_back()
+
+    giver = threading.Thread(target=give_back, name="giving back leases", daemon=True)
+    giver.start()
+    giver.join(seconds)

@@ -147,8 +147,10 @@ def _run(entrypoint: Coroutine[None, None, None]) -> None:
     """Run an entrypoint until SIGTERM or SIGINT and end the process, even while a thread is still at work.
 
     A thread can't be cancelled, and waiting for an upload of gigabytes would outlast any grace
-    time. What it does is not acknowledged, so it is done again.
+    time. What it does is not acknowledged, so it is done again, by whoever gets its lease.
     """
+    from blocks.lease import give_back_all
+
     loop = asyncio.new_event_loop()
     # Threads mostly wait, for disks and servers. A mount that hangs must leave some for the others.
     loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="archiver"))
@@ -164,6 +166,7 @@ def _run(entrypoint: Coroutine[None, None, None]) -> None:
     with ThreadPoolExecutor(1) as beside:
         error = beside.submit(loop.run_until_complete, task).exception()
     status = 0 if error is None or isinstance(error, asyncio.CancelledError) else _report(error)
+    give_back_all()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from blocks.bundle import Bundle
-from blocks.lease import LeaseLost, LeaseTaken, hold
+from blocks.lease import LeaseLost, LeaseTaken, give_back_all, hold
 from blocks.object_store import KeyTaken, ObjectStore, ObjectStoreError
 from blocks.upload_journal import RedisJournal
 from tests.conftest import make_store
@@ -190,6 +190,18 @@ def test_a_lease_is_prolonged_and_given_back(client: redis.Redis) -> None:
     with hold(client, "lease:test", seconds=0.6):
         pass
     assert client.keys("lease:*") == []
+
+
+def test_a_process_that_ends_gives_its_leases_back_and_writes_no_more(client: redis.Redis) -> None:
+    with hold(client, "lease:one", seconds=60) as one, hold(client, "lease:two", seconds=60) as two:
+        give_back_all()
+        for lease in (one, two):
+            with pytest.raises(LeaseLost, match=f"{lease.name} was given back"):
+                lease.check()
+        with hold(client, "lease:one") as another:
+            one._give_back()
+            another.check()
+            assert client.exists("lease:one")
 
 
 def test_a_lease_that_cannot_be_prolonged_is_lost_in_time(redis_url: str, client: redis.Redis) -> None:
