@@ -181,7 +181,7 @@ def measure(home: Path, log: EventLog, engine_url: str, said: Sequence[EventData
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=8000, help="timesteps in the mix (default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, default=4000, help="timesteps in the mix (default: %(default)s)")
     parser.add_argument("--images", type=int, default=150, help="images per timestep (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1000, help="entries per transaction (default: %(default)s)")
     parser.add_argument("--home", type=Path, help="where the servers keep their data (default: a temporary directory)")

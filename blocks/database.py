@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import cast
 
+import psycopg
 import sqlmodel
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.types.array import ListBinaryDumper
 from pydantic import SecretStr
-from sqlalchemy import Engine, func, make_url, select
+from sqlalchemy import Engine, event, func, make_url, select
 
 from blocks.settings import Settings
 
@@ -40,12 +42,19 @@ def create_engine(settings: Settings) -> Engine:
     url = make_url(cast(SecretStr, settings.database_url).get_secret_value())
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
-    return sqlmodel.create_engine(
+    engine = sqlmodel.create_engine(
         url,
         pool_pre_ping=True,  # PostgreSQL may have been restarted since
         hide_parameters=True,  # so that no value ends up in a log
         connect_args=_CONNECTING,
     )
+    event.listen(engine, "connect", _send_lists_in_binary)
+    return engine
+
+
+def _send_lists_in_binary(connection: psycopg.Connection[object], _record: object) -> None:
+    # As text, each quote in each document would be escaped, by a regular expression.
+    connection.adapters.register_dumper(list, ListBinaryDumper)
 
 
 def alembic_config() -> Config:

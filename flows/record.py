@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Literal
 
+import psycopg
 import psycopg.errors
 from prefect import flow, get_run_logger
 from sqlalchemy import Engine
@@ -116,8 +117,9 @@ def _without_collection() -> Iterator[None]:
 
 def _guilt(error: Exception) -> str | None:
     """Why an entry can never be recorded; None when the trouble is not its fault and passes."""
-    if isinstance(error, DBAPIError):
-        return str(error.orig) if isinstance(error.orig, _UNSTORABLE) else None
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, psycopg.Error):
+        return str(cause) if isinstance(cause, _UNSTORABLE) else None
     if isinstance(error, SQLAlchemyError) and not isinstance(error, StatementError):
         return None
     if isinstance(error, OSError | MemoryError):

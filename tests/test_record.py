@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlmodel import Session, SQLModel, select
 
+import flows.apply
 import flows.record
 from blocks.database import create_engine
 from blocks.event_log import Entry, EventLog
@@ -331,20 +332,23 @@ def test_a_database_without_tables_is_no_poison(event_log: EventLog, empty_datab
     assert event_log.backlog(GROUP).set_aside == 0
 
 
+@pytest.mark.parametrize("step", ["_keep_history", "_keep_images", "_derive_archived"])
 def test_a_connection_that_breaks_off_leaves_the_entries_pending(
-    event_log: EventLog, engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    event_log: EventLog, engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def break_off(session: Session, entries: Sequence[Entry]) -> None:
+    unbroken = getattr(flows.apply, step)
+
+    def break_off(session: Session, *arguments: object) -> object:
         pid = session.connection().exec_driver_sql("select pg_backend_pid()").scalar_one()
         with psycopg.connect(database_url, autocommit=True) as other:
             other.execute("select pg_terminate_backend(%s)", (pid,))
-        apply_events(session, entries)
+        return unbroken(session, *arguments)
 
     for number in range(3):
-        event_log.append(LogEvent.of(ingested(announced(position=number)), "test"))
+        event_log.append(LogEvent.of(uploaded(announced(position=number)), "test"))
     with monkeypatch.context() as patch:
-        patch.setattr(flows.record, "apply_events", break_off)
-        with pytest.raises(OperationalError):
+        patch.setattr(flows.apply, step, break_off)
+        with pytest.raises((OperationalError, psycopg.OperationalError)):
             record_waiting(event_log, engine, "consumer", limit=10)
     assert event_log.backlog(GROUP).set_aside == 0
     assert record_waiting(event_log, engine, "consumer", limit=10) == 3
