@@ -77,7 +77,8 @@ class ImagingSystem(Block):
     settle_seconds: float = Field(
         2.0,
         ge=0,
-        description="What has not changed for this long is finished: images, and event files that are not valid.",
+        description="What has not changed for this long is finished: event files that are not valid, and images that "
+        "are not as announced.",
     )
     image_deadline_seconds: float = Field(
         600.0, ge=0, description="How long images are waited for, before the event file is rejected."

@@ -23,6 +23,8 @@ STAGE = "event-ingester"
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
 SHORTEST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
+# Between the two looks at images that are all there and as long as they say (seconds).
+SECOND_LOOK_SECONDS = 0.2
 
 
 def announce(
@@ -128,7 +130,8 @@ async def find_images(system: ImagingSystem, event_file: str, event: ImagingEven
     warnings = system.judge(survey, in_time=in_time)
     # Clocks of file servers differ from ours, so only two looks prove that nothing is being written.
     if time.time() - survey.changed_at < system.settle_seconds:
-        await asyncio.sleep(system.settle_seconds)
+        # Complete images, announced after they were written, are hardly touched again: a short pause will tell.
+        await asyncio.sleep(system.settle_seconds if warnings else min(SECOND_LOOK_SECONDS, system.settle_seconds))
         again = await asyncio.to_thread(system.survey, event, headers=False)
         if again.found != survey.found:
             raise ImagesMissing(f"images in {event.img_dir} are still being written")
