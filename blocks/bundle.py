@@ -8,7 +8,6 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -17,6 +16,7 @@ from typing_extensions import Buffer
 
 from blocks.messages import Image
 from blocks.source_file import BundleError, SourceChanged, SourceFile, find_sources
+from blocks.tar_member import Member
 
 __all__ = ["MANIFEST", "METADATA", "Bundle", "BundleError", "BundleReader", "Member", "SourceChanged"]
 
@@ -26,33 +26,6 @@ MANIFEST = "manifest-sha256.txt"
 # Small enough that the second hash finds the bytes still in the processor's cache.
 _READ_BYTES = 256 << 10
 _NO_HASH = "0" * 64
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file of the bundle and where it lies in it. Offsets and sizes are bytes."""
-
-    name: str
-    """Path below the image directory; in the tar './' stands before it."""
-    size: int
-    offset: int
-    """Where its header begins."""
-    header: bytes
-    source: SourceFile | None
-    """None for the metadata and the manifest, which are made here."""
-
-    @property
-    def data_offset(self) -> int:
-        return self.offset + len(self.header)
-
-    @property
-    def padding(self) -> int:
-        return -self.size % tarfile.BLOCKSIZE
-
-    @property
-    def end(self) -> int:
-        """Where the next member begins."""
-        return self.data_offset + self.size + self.padding
 
 
 class Bundle:
@@ -102,7 +75,7 @@ class Bundle:
 
         def add(name: str, size: int, mtime_ns: int, source: SourceFile | None = None) -> None:
             offset = members[-1].end if members else 0
-            members.append(Member(name, size, offset, _header(name, size, mtime_ns), source))
+            members.append(Member.at(offset, name, size, mtime_ns, source))
 
         add(METADATA, len(metadata), made_at)
         for name, source in sources.items():
@@ -252,16 +225,6 @@ class BundleReader(io.RawIOBase):
             yield io.BytesIO(bytes(member.padding)).readinto, member.padding
         ending = self.bundle.size - self.bundle.members[-1].end
         yield io.BytesIO(bytes(ending)).readinto, ending
-
-
-def _header(name: str, size: int, mtime_ns: int) -> bytes:
-    """A tar header with everything fixed that says nothing about the image: owner, mode, device."""
-    info = tarfile.TarInfo(f"./{name}")
-    info.size = size
-    info.mtime = mtime_ns // 10**9
-    info.mode = 0o644
-    # Adds a pax header only where the name is long or not ASCII, or the size above 8 GiB.
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8")
 
 
 def _manifest_line(name: str, sha256: str) -> bytes:
