@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from prefect_aws import S3Bucket
 
 from api.app import create_app
+from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from flows.cli import app
 
@@ -17,6 +19,11 @@ DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     assert f"| `{Settings.variable(name)}` |" in (ROOT / "docs" / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("field", sorted(ObjectStore.model_fields.keys() - S3Bucket.model_fields.keys()))
+def test_every_way_to_tune_the_object_storage_is_documented(field: str) -> None:
+    assert f"| `{field}` |" in (ROOT / "docs" / "uploads.md").read_text()
 
 
 @pytest.mark.parametrize("command", sorted(typer.main.get_group(app).commands))
