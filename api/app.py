@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from api import pages, webhook
 from api.deps import Services, require_reader
 from api.problems import answer_with_problems, documented
-from api.routes import archives, at_risk, experiments, health, images, rejected, stats, timesteps
+from api.routes import archives, at_risk, experiments, health, images, rejected, stats, status, timesteps
 from blocks.settings import MissingSetting, Settings, get_settings
 
 _DESCRIPTION = """
@@ -46,9 +46,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(require_reader)],
         responses=documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
     )
-    for module in (timesteps, images, experiments, archives, rejected, stats, at_risk):
+    for module in (timesteps, images, experiments, archives, rejected, stats, at_risk, status):
         reading.include_router(module.router)
     app.include_router(reading, prefix="/api/1")
+    app.include_router(
+        status.metrics_router,
+        dependencies=[Depends(require_reader)],
+        responses=documented(HTTPStatus.UNAUTHORIZED),
+    )
     app.include_router(webhook.router, prefix="/api/1")
     app.include_router(health.router)
     app.include_router(pages.router)

@@ -1,8 +1,9 @@
 """The Redis stream: the one append-only log of everything that happened to a timestep."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Literal, Self, cast
 from uuid import UUID
@@ -36,6 +37,18 @@ if known then return known end
 local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'type', ARGV[2], 'timestep_id', ARGV[3])
 redis.call('SET', KEYS[2], id, 'EX', ARGV[4])
 return id
+"""
+
+
+# Counted where the entries are: many of them are large.
+_COUNT_BEHIND = """
+local count, last = 0, ARGV[1]
+repeat
+    local page = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 500)
+    count = count + #page
+    if #page > 0 then last = page[#page][1] end
+until #page < 500
+return count
 """
 
 
@@ -80,6 +93,17 @@ class Backlog:
     waiting: int
     in_progress: int
     set_aside: int
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """An entry that was set aside, and why."""
+
+    id: str  # in the dead-letter stream
+    entry_id: str
+    type: str
+    timestep_id: str
+    reason: str
 
 
 class EventLog(Block):
@@ -200,10 +224,30 @@ class EventLog(Block):
     def backlog(self, group: Group) -> Backlog:
         """How many entries the group has not taken, not finished, and set aside."""
         info = self._group(group)
-        # Redis 7 counts the lag itself; 6.2 leaves that to us.
+        # Redis 7 counts the lag itself, mostly; 6.2 leaves that to us.
         lag = info.get("lag")
-        waiting = int(lag) if lag is not None else sum(1 for _ in self._after(str(info["last-delivered-id"])))
-        return Backlog(waiting, int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
+        if lag is None:
+            lag = cast(int, self.redis.eval(_COUNT_BEHIND, 1, self.stream, str(info["last-delivered-id"])))
+        return Backlog(int(lag), int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
+
+    def oldest_waiting(self, group: Group) -> datetime | None:
+        """When the oldest entry that the group has not acknowledged was appended; None where there is none."""
+        info = self._group(group)
+        pending = cast(dict[str, str | None], self.redis.xpending(self.stream, group))["min"]
+        untaken = cast(
+            list[tuple[str, object]], self.redis.xrange(self.stream, f"({info['last-delivered-id']}", count=1)
+        )
+        ids = [pending] if pending else []
+        milliseconds = [int(id.split("-")[0]) for id in (*ids, *(id for id, _ in untaken))]
+        return datetime.fromtimestamp(min(milliseconds) / 1000, UTC) if milliseconds else None
+
+    def dead_letters(self, group: Group, *, count: int) -> list[DeadLetter]:
+        """The newest entries that were set aside, newest first."""
+        found = cast(list[tuple[str, dict[str, str]]], self.redis.xrevrange(self._dead_letters(group), count=count))
+        return [
+            DeadLetter(id, *(fields.get(name, "") for name in ("entry_id", "type", "timestep_id", "reason")))
+            for id, fields in found
+        ]
 
     # --- flow runs
 
@@ -244,11 +288,6 @@ class EventLog(Block):
 
     def _dead_letters(self, group: Group) -> str:
         return f"{self.stream}:dead-letter:{group}"
-
-    def _after(self, last: str) -> Iterator[str]:
-        while page := cast(list[tuple[str, dict[str, str]]], self.redis.xrange(self.stream, f"({last}", count=1000)):
-            yield from (id for id, _ in page)
-            last = page[-1][0]
 
     @staticmethod
     def _entries(answer: object) -> list[Entry]:

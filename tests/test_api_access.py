@@ -38,6 +38,7 @@ READS = [
     "rejected",
     "stats/daily",
     "at-risk",
+    "status",
 ]
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -187,6 +188,37 @@ def test_what_is_no_event_is_set_aside_with_the_reason(
 
 
 # --- how far a group is
+
+
+def test_the_age_of_what_waits(event_log: EventLog) -> None:
+    assert event_log.oldest_waiting("upload-worker") is None
+    first, second = (event_log.append(event) for event in events(2))
+
+    def age() -> list[datetime | None]:
+        return [event_log.oldest_waiting(group) for group in GROUPS]
+
+    def appended(id: str) -> datetime:
+        return datetime.fromtimestamp(int(id.split("-")[0]) / 1000, UTC)
+
+    assert age() == [appended(first)] * 2
+    read(event_log)
+    assert age() == [appended(first)] * 2
+    event_log.acknowledge("upload-worker", first)
+    assert age() == [appended(second), appended(first)]
+    event_log.acknowledge("upload-worker", second)
+    assert age() == [None, appended(first)]
+
+
+def test_dead_letters_tell_their_reasons_newest_first(event_log: EventLog) -> None:
+    for event in events(3):
+        event_log.append(event)
+    for number, entry in enumerate(read(event_log)):
+        event_log.set_aside("upload-worker", entry, f"reason {number}")
+    letters = event_log.dead_letters("upload-worker", count=2)
+    assert [letter.reason for letter in letters] == ["reason 2", "reason 1"]
+    assert {letter.type for letter in letters} == {"timestep.ingested"}
+    assert all(letter.timestep_id and letter.entry_id for letter in letters)
+    assert event_log.dead_letters("state-manager", count=2) == []
 
 
 def test_the_backlog(event_log: EventLog) -> None:

@@ -1,0 +1,142 @@
+"""How the whole system does: what the page, `archiver status` and Prometheus are told.
+
+Every figure costs the same at a million timesteps: they come out of tallies and the ends of indexes.
+"""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from sqlalchemy import Select
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session, col, func, select
+
+from api.deps import Services
+from api.filters import TIMESTEPS
+from api.paging import COUNT_LIMIT
+from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
+from blocks.errors import ArchiverError
+from blocks.event_log import GROUPS, EventLog, Group
+from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally
+
+logger = logging.getLogger(__name__)
+
+DEAD_LETTERS_SHOWN = 10
+RATE_OVER = timedelta(hours=1)
+
+
+class DeadLetterRow(BaseModel):
+    """An entry of the stream that was set aside, because it can't be worked on."""
+
+    entry_id: str = Field(description="Its entry in the stream.", examples=["1795430527000-0"])
+    type: str = Field(description="Of the event, if it is one.", examples=["timestep.ingested"])
+    timestep_id: str = Field(description="Of the timestep, if that can be told.", examples=[""])
+    reason: str = Field(description="Why.", examples=["stream entry 1795430527000-0 has no field 'event'"])
+
+
+class GroupStatus(BaseModel):
+    """How far one reader of the stream is."""
+
+    group: str = Field(description="Who reads.", examples=["upload-worker"])
+    waiting: int = Field(description="Entries it has not taken.", examples=[3])
+    in_progress: int = Field(description="Entries it has taken and not finished.", examples=[1])
+    dead_letters: int = Field(description="Entries it has set aside.", examples=[0])
+    oldest_waiting_seconds: float | None = Field(
+        description="Age of the oldest entry it has not finished; null when there is none.", examples=[12.5]
+    )
+    newest_dead_letters: list[DeadLetterRow] = Field(description="The last of those it has set aside.")
+
+
+class StateStatus(BaseModel):
+    """What the database says of all timesteps."""
+
+    timesteps: dict[TimestepState, int] = Field(
+        description="How many are in each state.",
+        examples=[{"ingested": 4, "uploaded": 2400, "archived": 997_595, "failed": 1}],
+    )
+    bytes: int = Field(description="In object storage.", examples=[600_000_000_000])
+    events: dict[str, int] = Field(
+        description="Events recorded so far, by type.", examples=[{"timestep.ingested": 1_000_000}]
+    )
+    rejected: int = Field(description="Event files that can't be taken in.", examples=[0])
+    at_risk: int = Field(
+        description=f"Uploaded more than {DEFAULT_HOURS:g} h ago and not on tape; {COUNT_LIMIT + 1} means more.",
+        examples=[0],
+    )
+    oldest_not_on_tape_seconds: float | None = Field(
+        description="Since the upload of the one that waits longest for the tape.", examples=[86_400.0]
+    )
+    uploaded_last_hour: int = Field(description="Timesteps that arrived and are not on tape yet.", examples=[120])
+    done_in_seconds: float | None = Field(
+        description="When all that is taken in will be uploaded, at the pace of the last hour; null without a pace.",
+        examples=[120.0],
+    )
+
+
+class Status(BaseModel):
+    """How the whole system does. A part that can't be asked is null, and `problems` says why."""
+
+    at: datetime = Field(description="Now.", examples=["2026-11-23T10:42:07Z"])
+    problems: list[str] = Field(description="What can't be asked.", examples=[[]])
+    state: StateStatus | None = Field(description="What the database says.")
+    groups: list[GroupStatus] | None = Field(description="What the stream says.")
+
+
+def read_status(services: Services) -> Status:
+    """Ask database and stream, of which either may be away."""
+    now = datetime.now(UTC)
+    status = Status(at=now, problems=[], state=None, groups=None)
+    try:
+        with Session(services.engine) as session:
+            status.state = _read_state(session, now)
+    except OperationalError as error:
+        logger.warning("The database can't be asked how the system does: %s", error.orig)
+        status.problems.append("The database can't be reached.")
+    try:
+        status.groups = [_read_group(services.log, group, now) for group in GROUPS]
+    except (RedisError, ArchiverError) as error:
+        logger.warning("The stream can't be asked how the system does: %s", error)
+        status.problems.append("The stream can't be reached, or was not set up: run `archiver init`.")
+    return status
+
+
+def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
+    backlog = log.backlog(group)
+    oldest = log.oldest_waiting(group)
+    letters = log.dead_letters(group, count=DEAD_LETTERS_SHOWN) if backlog.set_aside else []
+    return GroupStatus(
+        group=group,
+        waiting=backlog.waiting,
+        in_progress=backlog.in_progress,
+        dead_letters=backlog.set_aside,
+        oldest_waiting_seconds=_age(oldest, now),
+        newest_dead_letters=[DeadLetterRow.model_validate(letter, from_attributes=True) for letter in letters],
+    )
+
+
+def _read_state(session: Session, now: datetime) -> StateStatus:
+    tallied = select(TimestepTally.state, TIMESTEPS, func.sum(TimestepTally.bytes)).group_by(col(TimestepTally.state))
+    tallies = session.execute(tallied).all()
+    timesteps = dict.fromkeys(TimestepState, 0) | {state: int(count) for state, count, _ in tallies}
+    uploaded = _count(session, not_on_tape(now, Timestep.id).where(col(Timestep.uploaded_at) >= now - RATE_OVER))
+    oldest: datetime | None = session.execute(not_on_tape(now, func.min(Timestep.uploaded_at))).scalar()
+    return StateStatus(
+        timesteps=timesteps,
+        bytes=sum(int(size) for _, _, size in tallies),
+        events={event.type: event.events for event in session.exec(select(EventTally))},
+        rejected=session.exec(select(func.count()).select_from(RejectedEventFile)).one(),
+        at_risk=_count(session, not_on_tape(now - timedelta(hours=DEFAULT_HOURS), Timestep.id)),
+        oldest_not_on_tape_seconds=_age(oldest, now),
+        uploaded_last_hour=uploaded,
+        done_in_seconds=timesteps[TimestepState.INGESTED] / uploaded * RATE_OVER.total_seconds() if uploaded else None,
+    )
+
+
+def _count(session: Session, rows: Select[Any]) -> int:
+    return session.exec(select(func.count()).select_from(rows.limit(COUNT_LIMIT + 1).subquery())).one()
+
+
+def _age(at: datetime | None, now: datetime) -> float | None:
+    return max(0.0, (now - at).total_seconds()) if at else None

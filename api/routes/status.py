@@ -1,0 +1,89 @@
+"""How the whole system does, for people and for Prometheus."""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.deps import ServicesDep
+from api.overview import GroupStatus, StateStatus, Status, read_status
+
+router = APIRouter(tags=["operating"])
+metrics_router = APIRouter(tags=["operating"])
+
+
+@router.get("/status", summary="How the whole system does")
+def status(services: ServicesDep) -> Status:
+    """What waits, what failed, what is set aside and why. What `archiver status` shows."""
+    return read_status(services)
+
+
+@metrics_router.get(
+    "/metrics",
+    summary="The same for Prometheus",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "In Prometheus' text format.",
+            "content": {"text/plain": {"example": 'archiver_timesteps{state="failed"} 0.0'}},
+        }
+    },
+)
+def metrics(services: ServicesDep) -> Response:
+    """A part that can't be asked has no figures, and `archiver_reachable` is 0 for it."""
+    registry = CollectorRegistry()
+    registry.register(_Figures(read_status(services)))
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+class _Figures(Collector):
+    """A status as metrics."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        reachable = GaugeMetricFamily("archiver_reachable", "Whether it can be asked.", labels=["service"])
+        reachable.add_metric(["database"], self._status.state is not None)
+        reachable.add_metric(["stream"], self._status.groups is not None)
+        yield reachable
+        if self._status.state:
+            yield from _of_state(self._status.state)
+        if self._status.groups is not None:
+            yield from _of_groups(self._status.groups)
+
+
+def _of_state(state: StateStatus) -> Iterator[Metric]:
+    timesteps = GaugeMetricFamily("archiver_timesteps", "Timesteps in each state.", labels=["state"])
+    for name, count in state.timesteps.items():
+        timesteps.add_metric([name.value], count)
+    yield timesteps
+    events = CounterMetricFamily("archiver_events", "Events recorded, by type.", labels=["type"])
+    for type, count in state.events.items():
+        events.add_metric([type], count)
+    yield events
+    yield GaugeMetricFamily("archiver_stored_bytes", "Bytes of all objects.", state.bytes)
+    yield GaugeMetricFamily("archiver_rejected_event_files", "Event files that can't be taken in.", state.rejected)
+    yield GaugeMetricFamily("archiver_at_risk_timesteps", "Not on tape for too long.", state.at_risk)
+    yield GaugeMetricFamily(
+        "archiver_oldest_not_on_tape_seconds",
+        "Since the upload that waits longest for the tape; 0 when none does.",
+        state.oldest_not_on_tape_seconds or 0,
+    )
+
+
+def _of_groups(groups: list[GroupStatus]) -> Iterator[Metric]:
+    about = {
+        "waiting": "Entries of the stream that the group has not taken.",
+        "in_progress": "Entries that the group has taken and not finished.",
+        "dead_letters": "Entries that the group has set aside.",
+        "oldest_waiting_seconds": "Age of the oldest entry that the group has not finished; 0 when there is none.",
+    }
+    for name, text in about.items():
+        metric = GaugeMetricFamily(f"archiver_group_{name}", text, labels=["group"])
+        for group in groups:
+            metric.add_metric([group.group], getattr(group, name) or 0)
+        yield metric

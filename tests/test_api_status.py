@@ -1,0 +1,139 @@
+"""How the whole system does: the status, and the metrics that are made of it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+from sqlalchemy import Engine
+from sqlmodel import Session, col, update
+
+from api.app import create_app
+from blocks.event_log import EventLog
+from blocks.messages import LogEvent
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from blocks.tables import Timestep
+from tests.events import announced, archived, failed, ingested, rejected, uploaded
+from tests.gateway import problem, record
+
+TOKEN = "read-only-token-of-the-tests"
+
+
+def read_metrics(client: TestClient) -> dict[str, float]:
+    """The value of every sample, by its name and the value of its label."""
+    answer = client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def busy(engine: Engine, event_log: EventLog, client: TestClient) -> TestClient:
+    """A system in which something of everything has happened."""
+    late, arrived, broken, waiting, done = (announced() for _ in range(5))
+    record(
+        engine,
+        event_log,
+        *(ingested(event) for event in (late, arrived, broken, waiting, done)),
+        *(uploaded(event, size=1000) for event in (late, arrived, done)),
+        failed(broken),
+        archived(done.key),
+        rejected(),
+    )
+    now = datetime.now(UTC)
+    with Session(engine) as session, session.begin():
+        for event, hours in ((late, 50), (arrived, 0.5)):
+            at = now - timedelta(hours=hours)
+            session.execute(update(Timestep).where(col(Timestep.id) == event.timestep_id).values(uploaded_at=at))
+    event_log.append(LogEvent.of(ingested(announced()), "test"))
+    (*_, last) = event_log.read("upload-worker", "test", count=100, wait_seconds=0.1)
+    event_log.set_aside("upload-worker", last, "it makes no sense")
+    return client
+
+
+def test_the_status_tells_what_needs_a_hand(busy: TestClient) -> None:
+    status = busy.get("/api/1/status").json()
+    assert status["problems"] == []
+    state = status["state"]
+    assert state["timesteps"] == {"ingested": 1, "uploaded": 2, "archived": 1, "failed": 1}
+    assert (state["bytes"], state["rejected"], state["at_risk"]) == (3000, 1, 1)
+    assert state["events"]["timestep.ingested"] == 5
+    assert state["oldest_not_on_tape_seconds"] == pytest.approx(50 * 3600, abs=60)
+    assert (state["uploaded_last_hour"], state["done_in_seconds"]) == (1, 3600)
+    uploading, recording = status["groups"]
+    assert (uploading["group"], uploading["waiting"], uploading["dead_letters"]) == ("upload-worker", 0, 1)
+    assert uploading["newest_dead_letters"][0]["reason"] == "it makes no sense"
+    assert (recording["group"], recording["waiting"], recording["in_progress"]) == ("state-manager", 1, 0)
+    assert 0 <= recording["oldest_waiting_seconds"] < 60
+
+
+def test_metrics_tell_the_same(busy: TestClient) -> None:
+    figures = read_metrics(busy)
+    assert (
+        figures.items()
+        >= {
+            "archiver_reachable database": 1,
+            "archiver_reachable stream": 1,
+            "archiver_timesteps failed": 1,
+            "archiver_timesteps uploaded": 2,
+            "archiver_events_total timestep.uploaded": 3,
+            "archiver_stored_bytes": 3000,
+            "archiver_rejected_event_files": 1,
+            "archiver_at_risk_timesteps": 1,
+            "archiver_group_waiting state-manager": 1,
+            "archiver_group_dead_letters upload-worker": 1,
+        }.items()
+    )
+    assert 0 < figures["archiver_group_oldest_waiting_seconds state-manager"] < 60
+
+
+def test_nothing_happened_yet(client: TestClient) -> None:
+    status = client.get("/api/1/status").json()
+    assert status["state"]["timesteps"] == {"ingested": 0, "uploaded": 0, "archived": 0, "failed": 0}
+    assert status["state"]["done_in_seconds"] is None
+    assert [group["oldest_waiting_seconds"] for group in status["groups"]] == [None, None]
+    assert read_metrics(client)["archiver_timesteps archived"] == 0
+
+
+@pytest.fixture
+def cut_off(settings: Settings, object_store: ObjectStore, event_log: EventLog) -> Iterator[TestClient]:
+    """A gateway without a database."""
+    away = {"database_url": SecretStr("postgresql://archiver:pa55word@127.0.0.1:1/none")}
+    with TestClient(create_app(settings.model_copy(update=away)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_what_can_not_be_asked_does_not_hide_the_rest(cut_off: TestClient) -> None:
+    answer = cut_off.get("/api/1/status")
+    status = answer.json()
+    assert status["state"] is None
+    assert status["problems"] == ["The database can't be reached."]
+    assert [group["group"] for group in status["groups"]] == ["upload-worker", "state-manager"]
+    figures = read_metrics(cut_off)
+    assert (figures["archiver_reachable database"], figures["archiver_reachable stream"]) == (0, 1)
+    assert "archiver_stored_bytes" not in figures
+    assert "pa55word" not in answer.text
+
+
+def test_a_stream_that_was_not_set_up(settings: Settings, object_store: ObjectStore, redis_url: str) -> None:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        assert "archiver init" in client.get("/api/1/status").json()["problems"][0]
+        assert read_metrics(client)["archiver_reachable stream"] == 0
+
+
+def test_metrics_need_the_token_where_reads_do(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog
+) -> None:
+    with TestClient(create_app(settings.model_copy(update={"api_token": SecretStr(TOKEN)}))) as client:
+        problem(client.get("/metrics"), 401)
+        answer = client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 200
+    assert TOKEN not in answer.text
+    assert "test-secret" not in answer.text
