@@ -89,6 +89,14 @@ class ImagingSystem(Block):
         "with a warning.",
     )
 
+    source_retention_days: float | None = Field(
+        None, ge=0, description="Delete a timestep's files so long after its upload; never if empty."
+    )
+    purge_needs_tape: bool = Field(True, description="Delete files only once the timestep is known to be on tape.")
+    purge_compares: Literal["state", "content"] = Field(
+        "state", description="Compare files before they are deleted by size and modification time, or by content."
+    )
+
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
@@ -191,6 +199,17 @@ class ImagingSystem(Block):
         with os.fdopen(descriptor, "rb") as file:
             content = file.read(MAX_EVENT_FILE_BYTES + 1)
         return parse_event_file(content, ZoneInfo(self.time_zone))
+
+    def announced_directory(self, event_file: str) -> str:
+        """The image directory that an event file names, though it may not be valid otherwise; empty if none.
+
+        Raises:
+            OSError: when its mount fails.
+        """
+        try:
+            return self.read_event(event_file).img_dir
+        except (InvalidEventFile, FileNotFoundError):
+            return ""
 
     def image_directory(self, event: ImagingEvent) -> Path:
         """The directory that an event announces.

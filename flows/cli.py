@@ -143,6 +143,20 @@ def verify(
     sys.exit(verify_selected(get_settings(), Selection(timesteps or (), experiment, system), Console(soft_wrap=True)))
 
 
+@app.command()
+def purge(
+    system: Annotated[str | None, typer.Option(help="Only this system.")] = None,
+    do_it: Annotated[bool, typer.Option("--do-it", help="Delete; otherwise only tell what would go.")] = False,
+) -> None:
+    """Delete files of timesteps whose retention time is over, where it is proven that nobody needs them."""
+    from flows.purge import configured_systems
+    from flows.purge import purge as purge_systems
+
+    settings = get_settings()
+    systems = asyncio.run(configured_systems(settings, system))
+    typer.echo(purge_systems(settings, systems, lambda outcome: typer.echo(str(outcome)), do_it=do_it))
+
+
 def _run(entrypoint: Coroutine[None, None, None]) -> None:
     """Run an entrypoint until SIGTERM or SIGINT and end the process, even while a thread is still at work.
 

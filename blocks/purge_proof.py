@@ -1,0 +1,153 @@
+"""What has to be true before a timestep's files may be deleted, found out at this moment.
+
+The database only says which timesteps to look at: it follows the log with a delay, and proves nothing.
+The proof comes from the object itself, asked now, and from the files, compared now.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from blocks.bundle import Bundle, BundleError
+from blocks.event_file import InvalidEventFile
+from blocks.imaging_system import ImagingSystem
+from blocks.messages import Proof
+from blocks.object_store import ObjectStore
+from blocks.purgeable import NotProven, Purgeable
+from blocks.source_file import SourceFile, find_sources
+
+# A file that changed after its upload began is compared by its content. A second for coarse clocks.
+_CLOCK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What is left of the files, each as it was when it was compared, and why none of them is needed any more."""
+
+    files: dict[str, SourceFile]
+    checks: list[str]
+
+    @property
+    def bytes(self) -> int:
+        """What deleting them frees."""
+        return sum(file.size for file in self.files.values())
+
+    def proof(self, *checks: str) -> Proof:
+        """For the log, with what else was checked."""
+        return Proof(verified_at=datetime.now(UTC), checks=[*checks, *self.checks])
+
+
+def prove_object(timestep: Purgeable, store: ObjectStore, *, needs_tape: bool) -> list[str]:
+    """Make sure that the object was proven at its upload and is still there as it was.
+
+    Raises:
+        NotProven: when it is not, or the tape copy is needed and not known.
+        ObjectStoreError: when the storage can't be asked.
+    """
+    row = timestep.row
+    if row.key is None or row.bucket is None or row.uploaded_at is None:
+        raise NotProven("it is not uploaded")
+    if row.verified_at is None or not row.checks:
+        raise NotProven("its upload was not proven")
+    if needs_tape and row.archived_at is None:
+        raise NotProven("it is not known to be on tape")
+    head = store.model_copy(update={"bucket_name": row.bucket}).head(row.key)
+    if head is None:
+        raise NotProven(f"its object {row.key} is gone from the bucket {row.bucket}")
+    differing = [
+        f"{what} is {found}, was {recorded}"
+        for what, found, recorded in (
+            ("size", head.size, row.size),
+            ("ETag", head.etag, row.etag),
+            ("timestep-id", head.metadata.get("timestep-id"), str(row.id)),
+            ("layout-digest", head.metadata.get("layout-digest"), row.layout_digest),
+        )
+        if found != recorded
+    ]
+    if differing:
+        raise NotProven(f"its object {row.key} is not what was uploaded: {', '.join(differing)}")
+    checks = [
+        f"It was proven when it was uploaded, {row.verified_at:%Y-%m-%d %H:%M:%S} UTC.",
+        f"Asked now, the object has the {head.size} bytes, the ETag, the identity and the layout digest it had then.",
+    ]
+    if needs_tape:
+        checks.append(f"It is on tape since {row.archived_at:%Y-%m-%d %H:%M:%S} UTC.")
+    return checks
+
+
+def prove_files(timestep: Purgeable, directory: Path, compare: Literal["state", "content"]) -> Proven:
+    """Make sure that every file below a directory is in the object.
+
+    Args:
+        directory: the image directory, or a copy of it; it may be gone.
+        compare: by size and modification time, or by content. Content decides in any case where a file's
+            state was changed after the upload began, or where some files are gone.
+
+    Raises:
+        NotProven: when a file is there that was not uploaded, or is not what was uploaded.
+        OSError: when they can't be read.
+    """
+    try:
+        files = find_sources(directory) if os.path.lexists(directory) else {}
+    except BundleError as error:
+        raise NotProven(str(error)) from error
+    if unknown := [name for name in files if name not in timestep.images]:
+        raise NotProven(f"{directory} holds what was not uploaded: {', '.join(map(ascii, unknown[:5]))}")
+    for name, file in files.items():
+        if file.size != timestep.images[name].size:
+            raise NotProven(f"{file.path} has {file.size} bytes, uploaded were {timestep.images[name].size}")
+    if not files:
+        return Proven({}, ["None of its files is there any more."])
+    if compare == "state" and _is_as_uploaded(timestep, directory, files):
+        return Proven(files, [f"Its {len(files)} files have the names, sizes and modification times of the upload."])
+    for name, file in files.items():
+        if _hash(file) != timestep.images[name].sha256:
+            raise NotProven(f"{file.path} has another content than what was uploaded")
+    return Proven(files, [f"Each of its {len(files)} files was read and has the SHA-256 of its image in the object."])
+
+
+def _is_as_uploaded(timestep: Purgeable, directory: Path, files: Mapping[str, SourceFile]) -> bool:
+    """Whether the layout, computed anew, is the object's, and no file was touched since the upload began."""
+    began = timestep.row.upload_started_at
+    if began is None or files.keys() != timestep.images.keys():
+        return False
+    try:
+        layout = Bundle.of(directory, timestep.ingested.metadata).layout_digest
+    except BundleError:
+        return False
+    # The layout knows modification times to the second, and these can be set. The time of the change can't.
+    changed = max(os.lstat(file.path).st_ctime for file in files.values())
+    return layout == timestep.row.layout_digest and changed < began.timestamp() - _CLOCK_SECONDS
+
+
+def _hash(file: SourceFile) -> str:
+    try:
+        with file.open() as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except BundleError as error:
+        raise NotProven(str(error)) from error
+
+
+def prove_event_file(timestep: Purgeable, system: ImagingSystem) -> SourceFile | None:
+    """The timestep's event file, if it is still there and announces what it did.
+
+    Raises:
+        NotProven: when it says something else by now, which may be about the same images.
+        OSError: when it can't be read.
+    """
+    path = system.directory / timestep.ingested.event_file
+    try:
+        file = SourceFile.of(path, path.lstat())
+        event = system.read_event(timestep.ingested.event_file)
+    except FileNotFoundError:
+        return None
+    except (InvalidEventFile, BundleError) as error:
+        raise NotProven(f"{path} is not the event file any more: {error}") from error
+    now = timestep.ingested.model_copy(update={"event": event})
+    if now.digest != timestep.ingested.digest:
+        raise NotProven(f"{path} announces something else by now")
+    return file

@@ -1,0 +1,92 @@
+"""Which timesteps were uploaded long enough ago to look at their files, as the database knows it. Only reads."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Literal, cast
+from uuid import UUID
+
+from sqlalchemy import Engine, tuple_
+from sqlmodel import Session, col, or_, select
+
+from blocks.messages import Image, Ingested
+from blocks.tables import Timestep, TimestepEvent, TimestepImage
+
+_PAGE = 200
+
+
+class NotProven(Exception):
+    """A timestep's files have to stay; the message says why."""
+
+
+@dataclass(frozen=True)
+class Purgeable:
+    """A timestep that was uploaded, and what was recorded of it."""
+
+    row: Timestep
+    ingested: Ingested
+    images: Mapping[str, Image]
+    """By their names: paths below the image directory."""
+
+
+class PurgeableTimesteps:
+    """The timesteps of the database, for whoever deletes files."""
+
+    def __init__(self, engine: Engine) -> None:
+        # The state-manager is the one that writes.
+        self._engine = engine.execution_options(postgresql_readonly=True)
+
+    def uploaded_before(
+        self, system: str, before: datetime, purged: Literal["source", "staging"]
+    ) -> Iterator[Timestep]:
+        """A system's timesteps, oldest upload first, of which these files are not known to be deleted."""
+        purged_at = col(Timestep.source_purged_at if purged == "source" else Timestep.staging_purged_at)
+        uploaded_at = col(Timestep.uploaded_at)
+        query = select(Timestep).where(Timestep.system == system, uploaded_at < before, purged_at.is_(None))
+        query = query.order_by(uploaded_at, col(Timestep.id)).limit(_PAGE)
+        last: tuple[datetime, UUID] | None = None
+        while True:
+            with Session(self._engine) as session:
+                rows = list(session.exec(query.where(tuple_(uploaded_at, col(Timestep.id)) > last) if last else query))
+            if not rows:
+                return
+            yield from rows
+            last = (cast(datetime, rows[-1].uploaded_at), rows[-1].id)
+
+    def load(self, row: Timestep) -> Purgeable:
+        """All that has to be known of one of them.
+
+        Raises:
+            NotProven: when the history does not tell it.
+        """
+        event = TimestepEvent
+        query = select(event.data).where(event.timestep_id == row.id, event.type == Ingested.type)
+        with Session(self._engine) as session:
+            data = session.exec(query.order_by(col(event.time))).first()
+            images = session.exec(select(TimestepImage).where(TimestepImage.timestep_id == row.id)).all()
+            if data is None:
+                raise NotProven("its history does not tell its event file")
+            if not images:
+                raise NotProven("it is not known what is in its object")
+            known = {image.name: Image(**image.model_dump(exclude={"timestep_id"})) for image in images}
+        return Purgeable(row, Ingested.model_validate(data), known)
+
+    def check_unshared(self, row: Timestep) -> None:
+        """Make sure that no other timestep has its images in the same directory, or in one above or below.
+
+        Raises:
+            NotProven: when one has.
+        """
+        own = PurePosixPath(row.image_dir)
+        query = select(Timestep.id, Timestep.image_dir).where(
+            Timestep.system == row.system,
+            Timestep.id != row.id,
+            or_(
+                col(Timestep.image_dir).in_([str(own), *map(str, own.parents)]),
+                col(Timestep.image_dir).startswith(f"{own}/", autoescape=True),
+            ),
+        )
+        with Session(self._engine) as session:
+            for id, img_dir in session.exec(query.limit(1)):
+                raise NotProven(f"timestep {id} has its images in {img_dir} too")

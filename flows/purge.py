@@ -1,0 +1,220 @@
+"""Deletes timesteps' files on the microscopes' shares, once it is proven that nobody needs them."""
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import cast
+from uuid import UUID
+
+from prefect import State, flow, get_run_logger
+from prefect.runtime import flow_run as current_run
+from prefect.states import Completed
+
+from blocks.database import create_engine
+from blocks.deletion import NotDeleted, delete_empty_directories, delete_files
+from blocks.event_log import EventLog
+from blocks.imaging_system import Fingerprint, ImagingSystem, SystemAway
+from blocks.lease import LeaseLost, LeaseTaken, hold
+from blocks.messages import LogEvent, SourcePurged
+from blocks.mounts import mount_of
+from blocks.object_errors import ObjectStoreError
+from blocks.object_store import ObjectStore
+from blocks.purge_proof import prove_event_file, prove_files, prove_object
+from blocks.purgeable import NotProven, Purgeable, PurgeableTimesteps
+from blocks.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+STAGE = "purge-timesteps"
+# How long it is remembered what was begun to be deleted: longer than a timestep takes to be recorded.
+_REMEMBER_SECONDS = 30 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one timestep's files."""
+
+    title: str
+    files: int = 0
+    bytes: int = 0
+    kept: str = ""
+    """Why they stay; empty if they don't."""
+
+    def __str__(self) -> str:
+        return f"{self.title}: " + (f"kept, {self.kept}" if self.kept else f"{self.files} files, {self.bytes} bytes")
+
+
+class SourcePurge:
+    """One pass over the timesteps of one system."""
+
+    def __init__(
+        self,
+        system: ImagingSystem,
+        timesteps: PurgeableTimesteps,
+        store: ObjectStore,
+        log: EventLog,
+        run_id: UUID | None = None,
+    ) -> None:
+        self._system = system
+        self._timesteps = timesteps
+        self._store = store
+        self._log = log
+        self._run_id = run_id
+
+    def run(self, *, do_it: bool) -> Iterator[Outcome]:
+        """Delete what may be deleted, or only tell what that would be.
+
+        Raises:
+            SystemAway: when the system's directory is not there.
+            OSError: when its mount fails.
+        """
+        name, days = self._system.name, self._system.source_retention_days
+        if days is None:
+            return
+        if not (self._system.directory / "events").is_dir():
+            raise SystemAway(f"{self._system.directory} is not there; is the share mounted?")
+        if do_it and mount_of(self._system.directory).is_read_only:
+            logger.warning("Nothing of %s is deleted: %s is mounted read-only", name, self._system.directory)
+            return
+        claims = self._claims()
+        for row in self._timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days), "source"):
+            title = f"{name} {row.experiment_id} {row.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+            try:
+                files, size = self._purge(self._timesteps.load(row), claims, do_it=do_it)
+            except (NotProven, NotDeleted, LeaseTaken, LeaseLost, ObjectStoreError) as error:
+                yield Outcome(title, kept=str(error))
+            except OSError as error:
+                if error.errno == errno.EROFS:
+                    logger.warning("Nothing more of %s is deleted: its mount is read-only", name)
+                    return
+                yield Outcome(title, kept=f"{error.filename or title}: {error.strerror}")
+            else:
+                yield Outcome(title, files, size)
+
+    def _purge(self, timestep: Purgeable, claims: dict[str, str], *, do_it: bool) -> tuple[int, int]:
+        """Images first, the event file last: until then, everybody can see what is being deleted."""
+        home, row, ingested = self._system.directory, timestep.row, timestep.ingested
+        # Whoever uploads the timestep, again or still, reads these files.
+        with hold(self._log.redis, f"{self._log.stream}:lease:{row.key}") as lease:
+            _check_unclaimed(timestep, claims)
+            self._timesteps.check_unshared(row)
+            checks = prove_object(timestep, self._store, needs_tape=self._system.purge_needs_tape)
+            event_file = prove_event_file(timestep, self._system)
+            if Path(os.path.realpath(home / row.image_dir)) != Path(os.path.realpath(home), row.image_dir):
+                raise NotProven(f"{row.image_dir} leads through a symbolic link")
+            proven = prove_files(timestep, home / row.image_dir, self._system.purge_compares)
+            begun = self._log.redis.get(f"{self._log.stream}:purging:source:{row.id}")
+            if not proven.files and event_file is None and begun is None:
+                raise NotProven("its files are gone, but not by a purge of ours")
+            purged = SourcePurged(
+                timestep_id=row.id,
+                system=row.system,
+                files=len(proven.files) + bool(event_file),
+                bytes=proven.bytes + (event_file.size if event_file else 0),
+                proof=proven.proof(*checks),
+                flow_run_id=self._run_id,
+            )
+            if not do_it:
+                return purged.files, purged.bytes
+            # What will be said of all attempts together, should this one die. It decides about nothing.
+            purged = SourcePurged.model_validate_json(cast(str, begun)) if begun else purged
+            key = f"{self._log.stream}:purging:source:{row.id}"
+            self._log.redis.set(key, purged.model_dump_json(), ex=_REMEMBER_SECONDS)
+            delete_files(home, row.image_dir, proven.files, lease.check)
+            delete_empty_directories(home, row.image_dir, timestep.images)
+            if event_file:
+                path = PurePosixPath(ingested.event_file)
+                delete_files(home, str(path.parent), {path.name: event_file}, lease.check)
+            self._log.append(LogEvent.of(purged, STAGE))
+            self._log.register.forget(row.system, ingested.event_file)
+            return purged.files, purged.bytes
+
+    def _claims(self) -> dict[str, str]:
+        """The image directories of event files that are not taken in, or not yet; and which files these are."""
+        concluded = self._log.register.concluded(self._system.name)
+        claims = {}
+        for name, status in self._system.event_files():
+            known = concluded.get(name)
+            verdict = Fingerprint.model_validate_json(known) if known else None
+            if verdict and verdict.access is None and verdict.file == Fingerprint.of(status).file:
+                continue
+            if img_dir := self._system.announced_directory(name):
+                claims[img_dir] = name
+        return claims
+
+
+def _check_unclaimed(timestep: Purgeable, claims: dict[str, str]) -> None:
+    own = PurePosixPath(timestep.row.image_dir)
+    for img_dir, event_file in claims.items():
+        other = PurePosixPath(img_dir)
+        if event_file == timestep.ingested.event_file:
+            continue
+        if own.is_relative_to(other) or other.is_relative_to(own):
+            raise NotProven(f"{event_file} announces {img_dir} too")
+
+
+def purge(
+    settings: Settings,
+    systems: list[ImagingSystem],
+    say: Callable[[Outcome], None],
+    *,
+    do_it: bool,
+    run_id: UUID | None = None,
+) -> str:
+    """Purge these systems; returns one sentence about the whole pass.
+
+    Args:
+        say: told of every timestep that is old enough, at once.
+        do_it: delete; otherwise only tell what would be deleted.
+    """
+    outcomes = []
+    engine = create_engine(settings)
+    store = ObjectStore.from_settings(settings)
+    try:
+        with closing(EventLog.from_settings(settings)) as log:
+            for system in systems:
+                try:
+                    for outcome in SourcePurge(system, PurgeableTimesteps(engine), store, log, run_id).run(do_it=do_it):
+                        say(outcome)
+                        outcomes.append(outcome)
+                except (SystemAway, OSError) as error:
+                    logger.warning("Nothing more of %s is deleted: %s", system.name, error)
+    finally:
+        engine.dispose()
+    purged = [outcome for outcome in outcomes if not outcome.kept]
+    files, size = sum(outcome.files for outcome in purged), sum(outcome.bytes for outcome in purged)
+    verb = "deleted" if do_it else "would delete"
+    return (
+        f"{verb} {files} files ({size} bytes) of {len(purged)} timesteps, kept those of {len(outcomes) - len(purged)}"
+    )
+
+
+async def configured_systems(settings: Settings, only: str | None = None) -> list[ImagingSystem]:
+    """The systems that are there, each as its block says, or only the one of this name."""
+    settings.require("data_dir", "database_url")
+    root = cast(Path, settings.data_dir)
+    found = await asyncio.to_thread(ImagingSystem.discover, root)
+    return [await ImagingSystem.configured(name, root) for name in found if only in (None, name)]
+
+
+@flow(name="purge-timesteps", flow_run_name="purge timesteps", persist_result=False)
+async def purge_timesteps(*, do_it: bool = True) -> State[None]:
+    """Delete the files of timesteps whose time has come, where it is proven that nobody needs them.
+
+    Args:
+        do_it: whether to delete; otherwise it is only told what would be deleted.
+    """
+    log = get_run_logger()
+    settings = get_settings()
+    systems = await configured_systems(settings)
+    run_id = UUID(current_run.id)
+    told = await asyncio.to_thread(
+        purge, settings, systems, lambda outcome: log.info("%s", outcome), do_it=do_it, run_id=run_id
+    )
+    return Completed(message=told)
