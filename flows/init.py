@@ -26,7 +26,8 @@ from flows.worker import InProcessWorker
 
 logger = logging.getLogger(__name__)
 
-PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
+# In a checkout a link to that of the root, where Prefect's own command looks for it; in a wheel the file itself.
+PREFECT_YAML = Path(__file__).with_name("prefect.yaml")
 
 
 class DeployFailed(ArchiverError):
@@ -108,6 +109,6 @@ def deploy() -> None:
         DeployFailed: when it did not end well.
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=PREFECT_YAML.parent, check=False)  # noqa: S603 -- no part of the command comes from outside
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PREFECT_YAML.parent.parent, check=False)  # noqa: S603 -- no part of the command comes from outside
     if result.returncode != 0:
         raise DeployFailed(f"prefect deploy ended with {result.returncode}:\n{result.stdout}{result.stderr}")

@@ -134,7 +134,7 @@ def test_the_upload_worker_does_it(run_settings: Settings, event_log: EventLog, 
         worker = asyncio.create_task(upload_worker(run_settings))
         try:
             run = await arun_deployment(
-                "abort-abandoned-uploads/abort-abandoned-uploads", timeout=60, poll_interval=0.2, as_subflow=False
+                "abort-abandoned-uploads/upload-worker", timeout=60, poll_interval=0.2, as_subflow=False
             )
             assert run.state
             assert run.state.is_completed()

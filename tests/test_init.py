@@ -21,9 +21,12 @@ pytest_plugins = ["tests.prefect_server"]
 DESCRIBED: dict[str, Any] = yaml.safe_load(PREFECT_YAML.read_text())
 
 
-async def _deployments() -> dict[str, str | None]:
+DEPLOYMENTS = {one["entrypoint"]: one["name"] for one in DESCRIBED["deployments"]}
+
+
+async def _deployments() -> dict[str | None, str]:
     async with get_client() as client:
-        return {deployment.name: deployment.entrypoint for deployment in await client.read_deployments()}
+        return {deployment.entrypoint: deployment.name for deployment in await client.read_deployments()}
 
 
 def test_pools_and_deployments_are_those_of_prefect_yaml(prefect: str) -> None:
@@ -33,7 +36,7 @@ def test_pools_and_deployments_are_those_of_prefect_yaml(prefect: str) -> None:
         for name, described in DESCRIBED["definitions"]["work_pools"].items():
             assert pools[name].type == described["type"]
             assert pools[name].concurrency_limit == described["concurrency_limit"]
-        assert await _deployments() == {one["name"]: one["entrypoint"] for one in DESCRIBED["deployments"]}
+        assert await _deployments() == DEPLOYMENTS
 
     asyncio.run(test())
 
@@ -47,9 +50,11 @@ def test_prefect_deploys_all_by_itself(prefect: str, tmp_path: Path) -> None:
     asyncio.run(delete())
     env = {**os.environ, "PREFECT_API_URL": prefect, "PREFECT_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    deployed = subprocess.run(command, cwd=PREFECT_YAML.parent, env=env, capture_output=True, text=True, timeout=120)
+    deployed = subprocess.run(
+        command, cwd=PREFECT_YAML.parent.parent, env=env, capture_output=True, text=True, timeout=120
+    )
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    assert asyncio.run(_deployments()) == {one["name"]: one["entrypoint"] for one in DESCRIBED["deployments"]}
+    assert asyncio.run(_deployments()) == DEPLOYMENTS
 
 
 def test_no_key_of_the_object_storage_is_stored_in_prefect(prefect: str) -> None:
