@@ -1,14 +1,14 @@
 """The REST gateway and its page."""
 
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from api import pages, webhook
+from api import documentation, pages, webhook
 from api.deps import Services, require_reader
+from api.loopback import LoopbackOnly, is_loopback
 from api.problems import answer_with_problems, documented
 from api.routes import archives, at_risk, experiments, health, images, rejected, stats, status, timesteps
 from blocks.settings import MissingSetting, Settings, get_settings
@@ -24,11 +24,13 @@ Times without an offset are taken for UTC. Errors are problem documents (RFC 945
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; `uvicorn --factory api.app:create_app` serves it with the settings of the environment.
 
+    Without a token it answers nobody but its own machine, wherever the server listens.
+
     Raises:
         MissingSetting: when something is not set that it needs, or must not be without.
     """
     settings = settings or get_settings()
-    if settings.api_token is None and not _is_loopback(settings.api_host):
+    if settings.api_token is None and not is_loopback(settings.api_host):
         raise MissingSetting(
             f"not set: ARCHIVER_API_TOKEN. Without it the API serves this machine only, "
             f"but ARCHIVER_API_HOST is {settings.api_host!r}"
@@ -40,8 +42,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         services.close()
 
-    app = FastAPI(title="Timestep archiver", version="1", description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Timestep archiver",
+        version="1",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        root_path=settings.api_root_path,
+        openapi_url=None,
+    )
     app.state.services = services
+    if settings.api_token is None:
+        app.add_middleware(LoopbackOnly)
     reading = APIRouter(
         dependencies=[Depends(require_reader)],
         responses=documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -57,12 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(webhook.router, prefix="/api/1")
     app.include_router(health.router)
     app.include_router(pages.router)
+    app.include_router(documentation.router)
+    app.mount(documentation.ASSETS, documentation.assets())
     answer_with_problems(app)
     return app
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

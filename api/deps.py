@@ -3,7 +3,8 @@
 import hashlib
 import hmac
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Self, cast
 
@@ -32,6 +33,9 @@ class Services:
     log: EventLog
     store: ObjectStore
     expiry_rules: ExpiryRules
+    # Of /ready: the checks under way by their names, and what runs them.
+    checking: dict[str, Future[None]] = field(default_factory=dict)
+    checkers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "ready"))
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -62,6 +66,7 @@ class Services:
         """Give the connections back."""
         self.engine.dispose()
         self.log.close()
+        self.checkers.shutdown(wait=False, cancel_futures=True)
 
 
 def _services(request: Request) -> Services:
@@ -105,10 +110,16 @@ def is_signed_in(request: Request, settings: Settings) -> bool:
     return token is None or is_token(request.cookies.get(COOKIE, ""), SecretStr(cookie_value(token)))
 
 
+def has_read_access(request: Request, settings: Settings) -> bool:
+    """Whether the request carries the token, or comes from a browser that signed in."""
+    token = settings.api_token
+    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+    return token is None or (scheme.lower() == "bearer" and is_token(sent, token)) or is_signed_in(request, settings)
+
+
 def require_reader(request: Request, services: ServicesDep, sent: ReaderToken) -> None:
-    """Let those read who send the token, or signed in on the page."""
-    token = services.settings.api_token
-    if token is None or (sent and is_token(sent.credentials, token)) or is_signed_in(request, services.settings):
+    """Let those read who send the token, or signed in on the page. `sent` is for the OpenAPI document."""
+    if has_read_access(request, services.settings):
         return
     raise Problem(
         HTTPStatus.UNAUTHORIZED, "Send the API's token: Authorization: Bearer <token>.", {"WWW-Authenticate": "Bearer"}

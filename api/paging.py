@@ -56,7 +56,7 @@ class Page(BaseModel, Generic[T]):
     """One page of a list."""
 
     count: int | None = Field(description=f"Rows on all pages; null above {COUNT_LIMIT:,}, but where a tally tells it.")
-    data: list[T]
+    data: list[T] = Field(description="The rows of this page.")
     next: str | None = Field(description="Cursor of the next page; null on the last one.")
 
 

@@ -42,7 +42,8 @@ def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     return {status.value: {"description": status.phrase, "content": content} for status in statuses}
 
 
-def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem document."""
     document = ProblemDocument(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return JSONResponse(
         document.model_dump(), status_code=status, headers=headers, media_type="application/problem+json"
@@ -52,30 +53,30 @@ def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 def _problem(request: Request, error: Exception) -> JSONResponse:
     match error:
         case Problem():
-            return _answer(error.status, error.detail, error.headers)
+            return answer(error.status, error.detail, error.headers)
         case HTTPException():
-            return _answer(error.status_code, error.detail, dict(error.headers or {}))
+            return answer(error.status_code, error.detail, dict(error.headers or {}))
         case RequestValidationError():
             # Without the values: one may be a secret that got into the wrong place.
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(faults))
+            return answer(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(faults))
         case DataError():
-            return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The database can't look such a value up.")
+            return answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The database can't look such a value up.")
         case OperationalError():
             logger.warning("%s: the database can't be used: %s", request.url.path, error.orig)
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached; try again later.")
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached; try again later.")
         case RedisError():
             logger.warning("%s: the stream can't be used: %s", request.url.path, error)
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "The stream can't be reached; try again later.")
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, "The stream can't be reached; try again later.")
         case NotStored():
             logger.error("%s: %s", request.url.path, error)
-            return _answer(HTTPStatus.BAD_GATEWAY, "The bucket does not hold what was recorded; an operator must look.")
+            return answer(HTTPStatus.BAD_GATEWAY, "The bucket does not hold what was recorded; an operator must look.")
         case ObjectStoreError():
             logger.warning("%s: %s", request.url.path, error)
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "Object storage can't be read; try again later.")
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, "Object storage can't be read; try again later.")
         case _:
             # The server's log has the traceback.
-            return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the server; its log says more.")
+            return answer(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the server; its log says more.")
 
 
 def answer_with_problems(app: FastAPI) -> None:

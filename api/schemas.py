@@ -5,6 +5,7 @@ from datetime import date, datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
+from fastapi import Path
 from pydantic import BaseModel, Field
 from sqlmodel import col
 
@@ -14,6 +15,8 @@ from blocks.tables import Timestep, TimestepEvent, TimestepState
 TimestepId = Annotated[
     UUID, Field(description="As its microscope announced it.", examples=["6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1"])
 ]
+# The same, in a path.
+TimestepPath = Annotated[UUID, Path(description="Of the timestep.", examples=["6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1"])]
 Key = Annotated[
     str, Field(description="Key of its object.", examples=["images/20261101_004/20261123/104207_6a0ecf0c.tar"])
 ]

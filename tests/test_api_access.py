@@ -1,6 +1,8 @@
 """Who may read, who may announce archives, and what an error may say."""
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -99,6 +101,21 @@ def test_without_a_token_only_this_machine_is_served(settings: Settings, host: s
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_needs_no_token(settings: Settings, host: str) -> None:
     create_app(settings.model_copy(update={"api_host": host}))
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("192.0.2.1", 403), ("[2001:db8::1]", 403), ("127.0.0.1", 200), ("[::1]", 200), ("[::ffff:127.0.0.1]", 200)],
+)
+def test_without_a_token_a_server_bound_by_hand_answers_this_machine_only(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, address: str, status: int
+) -> None:
+    for path in ("/health", "/", "/docs", "/api/1/exports", "/metrics"):
+        with TestClient(create_app(settings), base_url=f"http://{address}:8000") as client:
+            assert client.get(path).status_code == status
+    guarded = create_app(settings.model_copy(update={"api_token": SecretStr(TOKEN)}))
+    with TestClient(guarded, base_url=f"http://{address}:8000", headers=bearer(TOKEN)) as client:
+        assert client.get("/api/1/exports").status_code == 200
 
 
 def test_missing_settings_are_named_all_at_once(settings: Settings) -> None:
@@ -307,6 +324,25 @@ def test_alive_and_ready(client: TestClient, guarded: TestClient) -> None:
         assert checks["prefect"]["reason"] == "PREFECT_API_URL is not set"
 
 
+def test_a_service_that_hangs_is_told_in_time_and_asked_once(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.routes.health.CHECK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        update = {"prefect_api_url": f"http://127.0.0.1:{silent.getsockname()[1]}/api"}
+        with TestClient(create_app(settings.model_copy(update=update)), raise_server_exceptions=False) as client:
+            for _ in range(3):
+                begin = time.monotonic()
+                checks = client.get("/ready").json()["checks"]
+                assert time.monotonic() - begin < 4
+                assert checks["prefect"] == {"ok": False, "reason": "no answer within 0.5 s"}
+                assert checks["database"]["ok"]
+        silent.settimeout(0.2)
+        silent.accept()
+        with pytest.raises(TimeoutError):
+            silent.accept()
+
+
 def test_what_is_missing_is_said_without_secrets(
     settings: Settings, object_store: ObjectStore, empty_database_url: str, redis_url: str
 ) -> None:
@@ -332,7 +368,6 @@ def test_the_api_describes_itself(client: TestClient) -> None:
             if path.startswith("/api/1/"):
                 assert operation["description"], path
                 assert "application/problem+json" in operation["responses"]["401"]["content"], path
-    assert client.get("/docs").status_code == 200
 
 
 def test_a_fault_of_the_server_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

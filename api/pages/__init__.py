@@ -40,20 +40,26 @@ class PageQuery(TimestepQuery):
     model_config = ConfigDict(extra="ignore")
 
 
-def _render(template: str, status: HTTPStatus = HTTPStatus.OK, **values: object) -> HTMLResponse:
-    return HTMLResponse(_templates.get_template(template).render(**values), status_code=status, headers=_HEADERS)
+def render(request: Request, template: str, status: HTTPStatus = HTTPStatus.OK, **values: object) -> HTMLResponse:
+    """A page, whose links begin where a reverse proxy has put the API."""
+    content = _templates.get_template(template).render(root=_root(request), **values)
+    return HTMLResponse(content, status_code=status, headers=_HEADERS)
+
+
+def _root(request: Request) -> str:
+    return str(request.scope.get("root_path", ""))
 
 
 @router.get("/")
 def page(request: Request, services: ServicesDep) -> Response:
     """The page, or the form to sign in where a token is needed."""
     if not is_signed_in(request, services.settings):
-        return _render("sign_in.html", HTTPStatus.UNAUTHORIZED)
+        return render(request, "sign_in.html", HTTPStatus.UNAUTHORIZED)
     asked = {name: value for name, value in request.query_params.items() if value}
     try:
         query = PageQuery.model_validate({**asked, "limit": ROWS})
     except ValidationError:
-        return RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
+        return RedirectResponse(f"{_root(request)}/", status_code=HTTPStatus.SEE_OTHER)
     with Session(services.engine) as session:
         found = list_timesteps(session, query)
         tallied = select(TimestepTally.state, func.sum(TimestepTally.timesteps)).group_by(col(TimestepTally.state))
@@ -62,7 +68,8 @@ def page(request: Request, services: ServicesDep) -> Response:
             select(RejectedEventFile).order_by(col(RejectedEventFile.rejected_at).desc()).limit(ROWS)
         ).all()
         rejections = session.exec(select(func.count()).select_from(RejectedEventFile)).one()
-        return _render(
+        return render(
+            request,
             "page.html",
             timesteps=found.data,
             next=found.next,
@@ -81,14 +88,14 @@ async def sign_in(request: Request, services: ServicesDep) -> Response:
     async for chunk in request.stream():
         content += chunk
         if len(content) > MAX_FORM_BYTES:
-            return _render("sign_in.html", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wrong=True)
+            return render(request, "sign_in.html", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wrong=True)
     token = services.settings.api_token
     sent = parse_qs(content.decode(errors="replace")).get("token", [""])[0]
-    answer: Response = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
+    answer: Response = RedirectResponse(f"{_root(request)}/", status_code=HTTPStatus.SEE_OTHER)
     if token is None:
         return answer
     if not is_token(sent.strip(), token):
-        return _render("sign_in.html", HTTPStatus.UNAUTHORIZED, wrong=True)
+        return render(request, "sign_in.html", HTTPStatus.UNAUTHORIZED, wrong=True)
     answer.set_cookie(
         COOKIE,
         cookie_value(token),
@@ -101,8 +108,8 @@ async def sign_in(request: Request, services: ServicesDep) -> Response:
 
 
 @router.post("/sign-out")
-async def sign_out() -> Response:
+async def sign_out(request: Request) -> Response:
     """Take the cookie back."""
-    answer = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
+    answer = RedirectResponse(f"{_root(request)}/", status_code=HTTPStatus.SEE_OTHER)
     answer.delete_cookie(COOKIE)
     return answer

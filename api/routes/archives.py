@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Annotated, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from sqlmodel import col, select
 
@@ -54,6 +54,9 @@ class ArchiveDetail(ArchiveSummary):
     members: list[Member] = Field(description="By key.")
 
 
+ArchivePath = Annotated[UUID, Path(description="Its id.", examples=["1f0d6c5e-8a57-5b0a-9d0b-5d2f9a340c5d"])]
+
+
 class ArchiveQuery(Paging, TimestepFilter):
     """Archives that hold such timesteps, and which part of the list."""
 
@@ -69,7 +72,7 @@ def archives(query: Annotated[ArchiveQuery, Query()], session: SessionDep) -> Pa
 
 
 @router.get("/archives/{archive_id}", summary="One archive", responses=documented(HTTPStatus.NOT_FOUND))
-def archive(archive_id: UUID, session: SessionDep) -> ArchiveDetail:
+def archive(archive_id: ArchivePath, session: SessionDep) -> ArchiveDetail:
     """The objects in it, and the timesteps they are, where these are known."""
     archive = session.get(Archive, archive_id)
     if archive is None:

@@ -28,6 +28,9 @@ NEWEST_FIRST = Order((col(Timestep.experiment_id),), ("experiment_id",), (str,))
 LATE = 1.5
 
 
+ExperimentPath = Annotated[Name, Path(description="Its id.", examples=["20261101_004"])]
+
+
 class Experiment(BaseModel):
     """How much there is of an experiment."""
 
@@ -102,7 +105,9 @@ def experiments(query: Annotated[TimestepQuery, Query()], session: SessionDep) -
 
 
 @router.get("/experiments/{experiment_id}", summary="One experiment", responses=documented(HTTPStatus.NOT_FOUND))
-def experiment(experiment_id: Annotated[Name, Path()], session: SessionDep) -> ExperimentDetail:
+def experiment(
+    experiment_id: Annotated[Name, Path(description="Its id.", examples=["20261101_004"])], session: SessionDep
+) -> ExperimentDetail:
     """Coverage per position over time, with the gaps: where one should have a timestep by its own cadence."""
     row = session.execute(_experiments().where(col(Timestep.experiment_id) == experiment_id)).one_or_none()
     if row is None:

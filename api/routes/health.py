@@ -15,26 +15,29 @@ from blocks.database import pending_migrations
 router = APIRouter(tags=["operating"])
 
 CHECK_SECONDS = 5.0
+PREFECT_SECONDS = 10.0
 
 
 class Check(BaseModel):
     """One thing the system needs."""
 
-    ok: bool
+    ok: bool = Field(description="Whether it can be used.", examples=[True])
     reason: str = Field(description="Why it can't be used; empty when it can.", examples=[""])
 
 
 class Readiness(BaseModel):
     """Everything the system needs."""
 
-    ready: bool
-    checks: dict[str, Check]
+    ready: bool = Field(description="Whether all of it can be used.", examples=[True])
+    checks: dict[str, Check] = Field(
+        description="Each thing by its name.", examples=[{"database": {"ok": True, "reason": ""}}]
+    )
 
 
 class Alive(BaseModel):
     """The process answers."""
 
-    status: str = "alive"
+    status: str = Field("alive", description="Always the same.")
 
 
 class NotReady(Exception):
@@ -56,14 +59,18 @@ async def ready(services: ServicesDep) -> Response:
         "storage": lambda services: services.store.check(),
         "prefect": _check_prefect,
     }
-    results = await asyncio.gather(*(_run(check, services) for check in checks.values()))
+    results = await asyncio.gather(*(_run(name, check, services) for name, check in checks.items()))
     readiness = Readiness(ready=all(result.ok for result in results), checks=dict(zip(checks, results, strict=True)))
     return JSONResponse(readiness.model_dump(), status_code=200 if readiness.ready else 503)
 
 
-async def _run(check: Callable[[Services], None], services: Services) -> Check:
+async def _run(name: str, check: Callable[[Services], None], services: Services) -> Check:
+    # One at a time: a service that hangs must not take up a thread more with every time it is asked for.
+    running = services.checking.get(name)
+    if running is None or running.done():
+        running = services.checking[name] = services.checkers.submit(check, services)
     try:
-        await asyncio.wait_for(asyncio.to_thread(check, services), CHECK_SECONDS)
+        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running)), CHECK_SECONDS)
     except TimeoutError:
         return Check(ok=False, reason=f"no answer within {CHECK_SECONDS:g} s")
     except Exception as error:
@@ -88,4 +95,6 @@ def _check_prefect(services: Services) -> None:
     url = services.settings.prefect_api_url
     if url is None:
         raise NotReady("PREFECT_API_URL is not set")
-    httpx.get(f"{url}/health", timeout=CHECK_SECONDS).raise_for_status()
+    answer = httpx.get(f"{url}/health", timeout=PREFECT_SECONDS)
+    if not answer.is_success:
+        raise NotReady(f"it answers {answer.status_code}")

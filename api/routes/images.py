@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated
-from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from sqlmodel import col, select
@@ -17,7 +16,7 @@ from api.deps import SessionDep, StoreDep
 from api.paging import Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
 from api.routes.timesteps import find_timestep, find_uploaded
-from api.schemas import Sha256
+from api.schemas import Sha256, TimestepPath
 from blocks.object_errors import NotStored
 from blocks.tables import TimestepImage
 
@@ -43,7 +42,7 @@ _RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
     summary="The files in a timestep's tar",
     responses=documented(HTTPStatus.NOT_FOUND),
 )
-def images(timestep_id: UUID, query: Annotated[Paging, Query()], session: SessionDep) -> Page[ImageRow]:
+def images(timestep_id: TimestepPath, query: Annotated[Paging, Query()], session: SessionDep) -> Page[ImageRow]:
     """By name. Where each lies in the object, and what it must hash to."""
     find_timestep(session, timestep_id)
     rows = select(TimestepImage).where(col(TimestepImage.timestep_id) == timestep_id)
@@ -65,14 +64,14 @@ def images(timestep_id: UUID, query: Annotated[Paging, Query()], session: Sessio
     },
 )
 def image(
-    timestep_id: UUID,
-    name: str,
+    timestep_id: TimestepPath,
+    name: Annotated[str, Path(description="As in the list of images.", examples=["Img/Img_r00_c01.tif"])],
     request: Request,
     session: SessionDep,
     store: StoreDep,
-    range: Annotated[str | None, Header(examples=["bytes=0-1023"])] = None,
-    if_range: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    range: Annotated[str | None, Header(description="Only these bytes.", examples=["bytes=0-1023"])] = None,
+    if_range: Annotated[str | None, Header(description="The ETag for which Range counts.")] = None,
+    if_none_match: Annotated[str | None, Header(description="ETags that need not be sent again.")] = None,
 ) -> Response:
     """Read out of the tar by a range request, without fetching the tar, and hashed on the way.
 

@@ -54,8 +54,8 @@ class Days(BaseModel):
     """The days of which there is anything."""
 
     count: int = Field(description="How many days.", examples=[1])
-    data: list[Day]
-    next: None = Field(None, description="There is one page only.")
+    data: list[Day] = Field(description="Oldest first.")
+    next: None = Field(None, description="There is one page only.", examples=[None])
 
 
 @cache

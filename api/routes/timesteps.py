@@ -21,6 +21,7 @@ from api.schemas import (
     HistoryEvent,
     TimestepDetail,
     TimestepObject,
+    TimestepPath,
     TimestepSummary,
 )
 from blocks.messages import Archived
@@ -89,7 +90,7 @@ def find_uploaded(session: Session, timestep_id: UUID) -> tuple[Timestep, str]:
     summary="All that is known of one timestep",
     responses=documented(HTTPStatus.NOT_FOUND),
 )
-def timestep(timestep_id: UUID, session: SessionDep, services: ServicesDep) -> TimestepDetail:
+def timestep(timestep_id: TimestepPath, session: SessionDep, services: ServicesDep) -> TimestepDetail:
     """Its object and what proves it, the archives it is in, its whole history, and what is wrong if something is."""
     return describe(session, find_timestep(session, timestep_id), services.prefect_ui_url)
 
@@ -137,7 +138,7 @@ def _flow_runs(history: Iterable[HistoryEvent], prefect_ui_url: str | None) -> l
     response_class=RedirectResponse,
     responses=documented(HTTPStatus.NOT_FOUND),
 )
-def download(timestep_id: UUID, session: SessionDep, store: StoreDep) -> RedirectResponse:
+def download(timestep_id: TimestepPath, session: SessionDep, store: StoreDep) -> RedirectResponse:
     """Redirects to a URL that fetches the tar from object storage, for an hour."""
     _, key = find_uploaded(session, timestep_id)
     return RedirectResponse(store.presigned_url(key, URL_SECONDS), headers={"Cache-Control": "no-store"})
