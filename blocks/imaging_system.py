@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal, Self, cast
 from zoneinfo import ZoneInfo
@@ -51,10 +52,10 @@ class Fingerprint(BaseModel):
     images: str | None = Field(None, description="State of that directory.")
     content: str | None = Field(None, description="State of each image, where the verdict depends on them.")
 
-    @classmethod
-    def of(cls, event_file: os.stat_result) -> Self:
-        """The fingerprint of an event file alone, from its state on disk."""
-        return cls(file=_state(event_file))
+    @staticmethod
+    def state_of(status: os.stat_result) -> str:
+        """What `file` is for an event file in this state."""
+        return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 
 class ImagingSystem(Block):
@@ -159,14 +160,14 @@ class ImagingSystem(Block):
             FileNotFoundError: when the event file is not there.
         """
         status = (self.directory / event_file).lstat()
-        alone = Fingerprint(file=_state(status), access=_access(status))
+        alone = Fingerprint(file=Fingerprint.state_of(status), access=_access(status))
         if img_dir is None:
             return alone
         states = []
         for directory in (self.directory / img_dir, self.directory / img_dir / "Img"):
             try:
                 status = directory.stat()
-                states.append(f"{_state(status)} {_access(status)}")
+                states.append(f"{Fingerprint.state_of(status)} {_access(status)}")
             except OSError as error:
                 states.append(type(error).__name__)
         found = alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
@@ -291,6 +292,8 @@ class ImagingSystem(Block):
 def _is_system(entry: os.DirEntry[str]) -> bool:
     try:
         if entry.is_symlink():
+            if (Path(entry.path) / "events").is_dir():
+                _say_once(f"{entry.path} is left out, because it is a symbolic link; mount or bind it there instead")
             return False
         return stat.S_ISDIR((Path(entry.path) / "events").stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -301,16 +304,21 @@ def _is_system(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+@cache
+def _say_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
 def is_event_file(name: str) -> bool:
     """Whether an event file may have this name; a hidden one is still being written."""
-    return name.endswith(".json") and not name.startswith(".") and _is_text(name)
+    return name.lower().endswith(".json") and not name.startswith(".") and _is_text(name)
 
 
 def _is_text(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
-        logger.warning("%r is left out, because its name is not UTF-8; rename it", os.fsencode(name))
+        _say_once(f"{os.fsencode(name)!r} is left out, because its name is not UTF-8; rename it")
         return False
     return True
 
@@ -324,10 +332,6 @@ def _faults(sentence: str, *more: int) -> Iterator[None]:
         if error.errno not in _FAULTS.union(more):
             raise
         raise InvalidEventFile(f"{sentence}: {error.strerror}") from error
-
-
-def _state(status: os.stat_result) -> str:
-    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 
 def _access(status: os.stat_result) -> str:

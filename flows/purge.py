@@ -142,7 +142,7 @@ class SourcePurge:
         for name, status in self._system.event_files():
             known = concluded.get(name)
             verdict = Fingerprint.model_validate_json(known) if known else None
-            if verdict and verdict.access is None and verdict.file == Fingerprint.of(status).file:
+            if verdict and verdict.access is None and verdict.file == Fingerprint.state_of(status):
                 continue
             if img_dir := self._system.announced_directory(name):
                 claims[img_dir] = name

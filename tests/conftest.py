@@ -24,7 +24,7 @@ from blocks.database import create_engine, migrate
 from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
-from flows import watch
+from flows import system_watch
 from tests.faulty_proxy import FaultyProxy
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
 from tests.watching import Ingest
@@ -154,8 +154,8 @@ def event_log(redis_url: str) -> Iterator[EventLog]:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the imaging systems, which a watcher looks through every second."""
-    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1.0)
-    monkeypatch.setattr(watch, "LOOK_AGAIN_SECONDS", 1.0)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 1.0)
+    monkeypatch.setattr(system_watch, "LOOK_AGAIN_SECONDS", 1.0)
     (tmp_path / "root").mkdir()
     return tmp_path / "root"
 

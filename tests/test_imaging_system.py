@@ -78,6 +78,16 @@ def test_systems_are_the_directories_with_events(tmp_path: Path) -> None:
     assert ImagingSystem.discover(tmp_path) == ["aretha", "prince"]
 
 
+def test_a_system_that_is_a_link_is_left_out_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "elsewhere" / "events").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "prince").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        assert ImagingSystem.discover(tmp_path / "root") == []
+    (line,) = [record.message for record in caplog.records]
+    assert "prince is left out, because it is a symbolic link" in line
+
+
 def test_a_root_that_is_not_mounted_has_no_systems(tmp_path: Path) -> None:
     assert ImagingSystem.discover(tmp_path / "away") == []
 
@@ -90,6 +100,7 @@ def test_event_files_are_those_a_microscope_finished(system: ImagingSystem) -> N
     (events / "gone.json").symlink_to("nowhere")
     assert sorted(name for name, _ in system.event_files()) == [
         "events/1.json",
+        "events/2.JSON",
         "events/dir.json",
         "events/gone.json",
     ]

@@ -4,7 +4,10 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -16,7 +19,7 @@ from blocks.event_register import EventFileRegister
 from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
-from flows import watch
+from flows import system_watch
 from tests.images import tiff
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
 
@@ -73,7 +76,7 @@ def test_hidden_files_and_other_files_are_left_alone(root: Path, event_log: Even
 def test_a_file_is_taken_in_at_once_when_something_happens_to_it(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 3600.0)
     prince = Microscope(root)
     prince.drop("before.json")
 
@@ -89,7 +92,7 @@ def test_a_file_is_taken_in_at_once_when_something_happens_to_it(
 def test_polling_sees_a_change_too(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 3600.0)
     ingest.watching = "polling"
     prince = Microscope(root)
     prince.drop("before.json")
@@ -111,7 +114,7 @@ def descriptors() -> int:
 def test_trying_to_watch_what_is_not_there_costs_nothing(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.05)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 0.05)
     prince = Microscope(root)
 
     async def test() -> None:
@@ -283,7 +286,7 @@ def test_an_events_directory_that_vanishes_and_comes_back(
             await asyncio.sleep(1.2)
             prince.events.mkdir()
             await asyncio.sleep(2.2)  # a rescan with it: the observer is there again
-            monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
+            monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 3600.0)
             await asyncio.sleep(1.2)
             prince.drop("4.json")
             await until(taken_in(event_log, "4.json"), "taking in by a hint")
@@ -352,3 +355,92 @@ def test_one_file_that_cannot_be_read_does_not_hold_up_the_others(
 
     asyncio.run(test())
     assert Rejected.type not in {type for type, _ in said(event_log)}
+
+
+@pytest.fixture
+def disk(root: Path, tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Mounts and unmounts an ext4 of its own as the directory of prince."""
+    image, place = tmp_path / "disk", root / "prince"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    commands = {
+        "make": ["mkfs.ext4", "-q", "-F", str(image)],
+        "mount": ["mount", "-o", "loop", str(image), str(place)],
+        "unmount": ["umount", str(place)],
+    }
+
+    def do(what: str) -> None:
+        done = subprocess.run(commands[what], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{what} is not possible here: {done.stderr}")
+
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("there is no mkfs.ext4")
+    do("make")
+    do("mount")
+    yield do
+    subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("kind", ["native", "polling"])
+def test_a_share_that_is_unmounted_and_mounted_again(
+    root: Path,
+    event_log: EventLog,
+    ingest: Ingest,
+    disk: Callable[[str], None],
+    kind: Literal["native", "polling"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ingest.watching = kind
+    prince = Microscope(root)
+    prince.drop("before.json")
+    (prince.events / "wrong.json").write_text("{")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "before.json"), "taking it in")
+            await until(rejected(event_log, "wrong.json"), "rejection")
+            disk("unmount")
+            await asyncio.sleep(1.5)  # a rescan without it
+            disk("mount")
+            prince.drop("between.json")
+            await until(taken_in(event_log, "between.json"), "taking in after it came back")
+            await asyncio.sleep(1.2)  # a rescan with it: the observer is there again
+            monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 3600.0 if kind == "native" else 1.0)
+            await asyncio.sleep(1.2)
+            prince.drop("after.json")
+            await until(taken_in(event_log, "after.json"), "taking in, if watched natively by a hint")
+
+    asyncio.run(test())
+    assert sorted(said(event_log)) == [
+        *(("ingested", f"events/{name}.json") for name in ("after", "before", "between")),
+        ("rejected", "events/wrong.json"),
+    ]
+
+
+# --- many at once
+
+
+def test_a_new_file_need_not_wait_for_a_backlog(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_watch, "BACKLOG_RUNS", 5)
+    prince = Microscope(root)
+    backlog = [f"{number:04}.json" for number in range(60)]
+    for name in backlog:
+        prince.drop(name)
+    ingest.seconds = 0.5
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(lambda: len(ingest.runs) == 5, "the first runs")
+            prince.drop("new.json")
+            await until(taken_in(event_log, "new.json"), "taking in the new one")
+            assert len(said(event_log)) < 40
+            assert ingest.most_at_once <= 6
+            ingest.seconds = 0
+            await until(taken_in(event_log, *backlog), "taking in all")
+
+    asyncio.run(test())
+    assert set(ingest.runs.values()) == {1}

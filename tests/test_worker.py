@@ -29,7 +29,7 @@ from blocks.imaging_system import ImagingSystem
 from blocks.messages import Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
-from flows import dispatch, ingest, upload, watch
+from flows import dispatch, ingest, system_watch, upload
 from flows.dispatch import upload_worker
 from flows.upload import OBJECT_STORE
 from flows.watch import event_ingester
@@ -56,7 +56,7 @@ ODD = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1.0)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 1.0)
     monkeypatch.setattr(dispatch, "LOOK_AGAIN_SECONDS", 1.0)
 
 

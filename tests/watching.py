@@ -31,6 +31,9 @@ class Ingest:
         self.keys: list[str] = []
         self.failures: list[Exception] = []
         self.watching: Literal["native", "polling"] = "native"
+        self.seconds = 0.0
+        self.at_once = self.most_at_once = 0
+        self._running: set[asyncio.Task[None]] = set()
 
     async def configured(self, name: str, root: Path) -> ImagingSystem:
         return ImagingSystem(name=name, root=root, watching=self.watching)
@@ -40,8 +43,19 @@ class Ingest:
             raise self.failures.pop(0)
         self.keys.append(work)
         self.runs[f"{parameters['system']}/{parameters['event_file']}"] += 1
-        await asyncio.to_thread(self._ingest, **parameters)
+        if not self.seconds:
+            await asyncio.to_thread(self._ingest, **parameters)
+            return True
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self._running.add(asyncio.create_task(self._run_for_a_while(parameters)))
         return True
+
+    async def _run_for_a_while(self, parameters: dict[str, Any]) -> None:
+        """Like a run in the pool: whoever asked for it does not wait for its end."""
+        await asyncio.sleep(self.seconds)
+        await asyncio.to_thread(self._ingest, **parameters)
+        self.at_once -= 1
 
     def _ingest(self, system: str, event_file: str) -> None:
         source = ImagingSystem(name=system, root=self._root)

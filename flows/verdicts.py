@@ -1,0 +1,42 @@
+"""How the event files of one system were dealt with, at hand for every rescan."""
+
+import os
+
+from blocks.imaging_system import Fingerprint, ImagingSystem
+
+
+class Verdicts:
+    """How the event files of a system were dealt with. There may be 100,000, so what is taken in is kept small."""
+
+    def __init__(self, conclusions: dict[str, str]) -> None:
+        self._taken_in: dict[str, str] = {}
+        self._rejected: dict[str, Fingerprint] = {}
+        for event_file, conclusion in conclusions.items():
+            self.learn(event_file, conclusion)
+
+    def __len__(self) -> int:
+        return len(self._taken_in) + len(self._rejected)
+
+    def learn(self, event_file: str, conclusion: str) -> None:
+        """Take over how a file was dealt with, as the register says it."""
+        verdict = Fingerprint.model_validate_json(conclusion)
+        self.forget(event_file)
+        # Once taken in, nothing but the file itself matters.
+        if verdict.access is None:
+            self._taken_in[event_file] = verdict.file
+        else:
+            self._rejected[event_file] = verdict
+
+    def forget(self, event_file: str) -> None:
+        """Have the file looked at again."""
+        self._taken_in.pop(event_file, None)
+        self._rejected.pop(event_file, None)
+
+    def stands(self, event_file: str, status: os.stat_result, system: ImagingSystem) -> bool:
+        """Whether the file was dealt with as it is now, and with what its verdict depended on."""
+        if known := self._taken_in.get(event_file):
+            return known == Fingerprint.state_of(status)
+        verdict = self._rejected.get(event_file)
+        return (
+            verdict is not None and verdict.file == Fingerprint.state_of(status) and system.is_as(verdict, event_file)
+        )
