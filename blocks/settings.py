@@ -16,7 +16,7 @@ class MissingSetting(ArchiverError):
 
 
 Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
-Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class Settings(BaseSettings):
@@ -28,9 +28,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ARCHIVER_", extra="ignore", env_ignore_empty=True)
 
-    home: Directory = Field(Path(".archiver"), validate_default=True, description="Data of the embedded services.")
-    data_dir: Directory | None = Field(None, description="Holds one directory per imaging system.")
-    staging_dir: Directory | None = Field(None, description="Holds copies of timesteps, for systems that stage.")
+    home: AbsolutePath = Field(Path(".archiver"), validate_default=True, description="Data of the embedded services.")
+    data_dir: AbsolutePath | None = Field(None, description="Holds one directory per imaging system.")
+    staging_dir: AbsolutePath | None = Field(None, description="Holds copies of timesteps, for systems that stage.")
     database_url: SecretStr | None = Field(None, description="PostgreSQL, as postgresql://user:password@host/name.")
     redis_url: SecretStr | None = Field(None, description="Redis, as redis://:password@host:port/db.")
     rabbitmq_url: SecretStr | None = Field(None, description="RabbitMQ that surf-archiver up to 0.1.3 publishes to.")
@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     consumer: str = Field(
         default_factory=socket.gethostname,
         description="Name under which this process reads the stream; must be the same after a restart.",
+    )
+    heartbeat_file: AbsolutePath | None = Field(
+        None, description="A worker touches it every ten seconds, for a health check; none when not set."
     )
     aws_access_key_id: str | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr | None = Field(None, validation_alias="AWS_SECRET_ACCESS_KEY")

@@ -207,7 +207,8 @@ class Entrypoint:
 
     async def serve(self, companion: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Execute the pool's runs, and run the companion beside them, until a signal."""
-        await serve(self.worker, companion, lambda: keep_swept(self.worker, self.name, self.client, self.log))
+        beat = get_settings().heartbeat_file
+        await serve(self.worker, companion, lambda: keep_swept(self.worker, self.name, self.client, self.log, beat))
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 from prefect.client.orchestration import PrefectClient
@@ -32,10 +33,18 @@ BEAT_SECONDS = 10.0
 LOST_SECONDS = 60.0
 
 
-async def keep_swept(worker: InProcessWorker, work_pool: str, client: PrefectClient, log: EventLog) -> None:
-    """Tell what this worker executes, and crash what nobody executes, until cancelled."""
+async def keep_swept(
+    worker: InProcessWorker, work_pool: str, client: PrefectClient, log: EventLog, heartbeat: Path | None = None
+) -> None:
+    """Tell what this worker executes, and crash what nobody executes, until cancelled.
+
+    Args:
+        heartbeat: touched every time, so that a supervisor can see that this process goes its round.
+    """
     trusted_from = 0.0
     while True:
+        if heartbeat:
+            await asyncio.to_thread(heartbeat.touch)
         try:
             await asyncio.to_thread(log.beat, worker.executing, seconds=LOST_SECONDS)
             if time.monotonic() >= trusted_from:

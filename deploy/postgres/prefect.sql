@@ -1,0 +1,2 @@
+-- Run once, when the database server is initialised; the database of the archiver is made by the image.
+CREATE DATABASE prefect;

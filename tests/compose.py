@@ -1,0 +1,47 @@
+"""The compose files, read and merged by a compose implementation."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PRODUCTION = ("compose.yml",)
+DEVELOPMENT = ("compose.yml", "compose.dev.yml")
+
+
+@dataclass(frozen=True)
+class Compose:
+    """A merged compose document."""
+
+    document: dict[str, Any]
+
+    @property
+    def services(self) -> dict[str, dict[str, Any]]:
+        services: dict[str, dict[str, Any]] = self.document["services"]
+        return services
+
+    def secret_file(self, name: str) -> Path:
+        return ROOT / str(self.document["secrets"][name]["file"])
+
+
+def merged(tmp_path: Path, *files: str, profiles: tuple[str, ...] = (), **variables: str) -> Compose:
+    """What the files say together, with .env.example and these variables."""
+    # It asks podman for its version before it reads anything; no more of podman is needed to merge.
+    podman = tmp_path / "bin" / "podman"
+    podman.parent.mkdir(parents=True, exist_ok=True)
+    podman.write_text("#!/bin/sh\necho podman version 5.0.0\n")
+    podman.chmod(0o755)
+    command = [sys.executable, "-m", "podman_compose", "--env-file", str(ROOT / ".env.example")]
+    command += [part for profile in profiles for part in ("--profile", profile)]
+    command += [part for file in files for part in ("-f", file)]
+    env = {"PATH": f"{podman.parent}:{os.environ['PATH']}", **variables}
+    result = subprocess.run([*command, "config"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    if result.returncode:
+        pytest.fail(result.stderr)
+    return Compose(yaml.safe_load(result.stdout))

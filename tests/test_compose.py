@@ -1,0 +1,249 @@
+"""What the compose files promise: pinned images, no root, nothing published but Traefik, secrets by file."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prefect.settings import Settings as PrefectSettings
+
+from blocks.settings import Settings
+from tests.compose import DEVELOPMENT, PRODUCTION, ROOT, Compose, merged
+
+ONE_SHOT = {"init", "mock-microscope"}
+# What the images of others read; ours read their own settings, Prefect's and boto3's.
+OTHERS = {
+    "API_HOSTNAME",
+    "API_URL",
+    "PREFECT_HOSTNAME",
+    "POSTGRES_DB",
+    "POSTGRES_PASSWORD_FILE",
+    "POSTGRES_USER",
+    "PYTHONPATH",
+    "S3_IGNORE_SUBDOMAIN_BUCKETNAME",
+    "TMPDIR",
+}
+
+
+@pytest.fixture(scope="module", params=[PRODUCTION, DEVELOPMENT], ids=["production", "development"])
+def compose(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compose:
+    return merged(tmp_path_factory.mktemp("compose"), *request.param, profiles=("rabbitmq",))
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Compose:
+    return merged(tmp_path_factory.mktemp("compose"), *PRODUCTION, profiles=("rabbitmq",))
+
+
+@pytest.fixture(scope="module")
+def development(tmp_path_factory: pytest.TempPathFactory) -> Compose:
+    return merged(tmp_path_factory.mktemp("compose"), *DEVELOPMENT)
+
+
+def test_all_parts_are_there(production: Compose, development: Compose) -> None:
+    entrypoints = {"event-ingester", "upload-worker", "state-manager", "api", "init"}
+    servers = {"prefect", "postgres", "redis", "traefik"}
+    assert set(production.services) == entrypoints | servers | {"rabbitmq"}
+    assert set(development.services) == entrypoints | servers | {"s3", "mock-microscope"}
+
+
+def test_every_image_is_pinned(compose: Compose) -> None:
+    for name, service in compose.services.items():
+        assert re.search(r":(v?\d+\.\d+|dev$)", service["image"]), name
+    assert all(re.search(r":\d+\.\d+\.\d+-", line) for line in _lines("Dockerfile", r"FROM python"))
+
+
+def test_nobody_is_root(compose: Compose) -> None:
+    for name, service in compose.services.items():
+        assert int(service["user"].partition(":")[0]) > 0, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_nothing_but_traefik_is_published_and_that_on_loopback(compose: Compose) -> None:
+    assert {name: service["ports"] for name, service in compose.services.items() if service.get("ports")} == {
+        "traefik": ["127.0.0.1:80:80"]
+    }
+
+
+def test_every_service_has_limits_and_a_policy(compose: Compose) -> None:
+    for name, service in compose.services.items():
+        assert service["mem_limit"], name
+        if name in ONE_SHOT:
+            assert service["restart"] in ("no", "on-failure:5"), name
+        else:
+            assert service["restart"] == "unless-stopped", name
+            assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
+            assert service["read_only"] is True or name == "rabbitmq", name
+
+
+def test_the_entrypoints_wait_for_init(compose: Compose) -> None:
+    for name in ("event-ingester", "upload-worker", "state-manager", "api"):
+        assert compose.services[name]["depends_on"]["init"] == {"condition": "service_completed_successfully"}
+    for service in compose.services.values():
+        for other, how in service.get("depends_on", {}).items():
+            assert how["condition"] != "service_healthy" or compose.services[other]["healthcheck"], other
+
+
+def test_only_the_event_ingester_may_write_to_the_source(compose: Compose) -> None:
+    writable = {
+        name
+        for name, service in compose.services.items()
+        for volume in service.get("volumes", [])
+        if volume.endswith((":/data", ":/staging"))
+    }
+    # The mock plays the microscope; its /data is what the others see as the source.
+    assert writable - {"mock-microscope", "redis"} == {"event-ingester"}
+
+
+def test_secrets_are_files(compose: Compose, tmp_path: Path) -> None:
+    made = _made_secrets(tmp_path) | {"aws_access_key_id", "aws_secret_access_key"}  # the operator's own
+    declared = {name: Path(secret["file"]).name for name, secret in compose.document["secrets"].items()}
+    assert set(declared.values()) == made
+    used = {
+        secret if isinstance(secret, str) else secret["source"]
+        for service in compose.services.values()
+        for secret in service.get("secrets", [])
+    }
+    assert used <= declared.keys()
+    text = yaml.safe_dump({name: service.get("environment") for name, service in compose.services.items()})
+    assert not re.search(r"(?i)(password|token|secret)(?!_FILE)\w*: (?!null)", text)
+    assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
+
+
+def _made_secrets(directory: Path) -> set[str]:
+    """The names of what scripts/make-secrets.sh makes; it keeps what is there, and lets nobody else in."""
+    (directory / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "make-secrets.sh", directory / "scripts")
+    subprocess.run([script], check=True, timeout=60)
+    before = {path.name: path.read_text() for path in (directory / "secrets").iterdir()}
+    subprocess.run([script], check=True, timeout=60)
+    assert {path.name: path.read_text() for path in (directory / "secrets").iterdir()} == before
+    assert (directory / "secrets").stat().st_mode & 0o777 == 0o700
+    assert before["pgpassword"] != before["archiver_api_token"]
+    return set(before)
+
+
+def test_every_variable_is_known(compose: Compose) -> None:
+    ours = {Settings.variable(name) for name in Settings.model_fields}
+    prefect = _prefect_variables(PrefectSettings)
+    for name, service in compose.services.items():
+        for variable in service.get("environment", {}):
+            assert variable in ours | prefect | OTHERS, f"{name}: {variable}"
+    for secret in compose.document["secrets"]:
+        if secret not in ("redis_conf", "rabbitmq_conf", "pgpassword"):
+            assert secret.upper() in ours | prefect, secret
+    for line in _lines("Dockerfile", r"\s+(ARCHIVER|PREFECT)_\w+="):
+        assert line.strip().partition("=")[0] in ours | prefect
+
+
+def _prefect_variables(model: Any) -> set[str]:
+    """Every environment variable of Prefect's settings, however deep."""
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            names |= _prefect_variables(field.annotation)
+        names.add(f"{model.model_config.get('env_prefix', '')}{name}".upper())
+        names |= {str(alias).upper() for alias in getattr(field.validation_alias, "choices", [])}
+    return names
+
+
+def test_what_must_be_set_is_asked_for(tmp_path: Path) -> None:
+    asked = set(re.findall(r"\$\{(\w+):\?", (ROOT / "compose.yml").read_text()))
+    assert {"ARCHIVER_BUCKET", "ARCHIVER_DATA_DIR", "AWS_ENDPOINT_URL", "ARCHIVER_CONSUMER"} <= asked
+    with pytest.raises(pytest.fail.Exception, match="the address of the object storage"):
+        merged(tmp_path, *PRODUCTION, AWS_ENDPOINT_URL="")
+
+
+def test_the_example_names_every_variable() -> None:
+    used = {
+        name
+        for file in DEVELOPMENT
+        for name in re.findall(r"(?<!\$)\$\{(\w+)", re.sub(r"#.*", "", (ROOT / file).read_text()))
+    }
+    named = set(re.findall(r"^#? ?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert named == used
+
+
+def test_traefik_routes_to_services_that_it_reaches(compose: Compose) -> None:
+    routes = {
+        mounted.split(":")[1]: ROOT / mounted.split(":")[0]
+        for mounted in compose.services["traefik"]["volumes"]
+        if "/routes/" in mounted
+    }
+    static = yaml.safe_load((ROOT / "deploy/traefik/traefik.yml").read_text())
+    assert static["providers"]["file"]["directory"] == "/etc/traefik/routes"
+    assert static["entryPoints"]["web"]["address"] == ":80"
+    hosts = {}
+    for file in routes.values():
+        http = yaml.safe_load(with_environment(file.read_text(), compose.services["traefik"]["environment"]))["http"]
+        for router in http["routers"].values():
+            (host,) = re.findall(r"^Host\(`([\w.]+)`\)$", router["rule"])
+            (server,) = http["services"][router["service"]]["loadBalancer"]["servers"]
+            hosts[host] = server["url"]
+    # Where the API shares Traefik's loopback, it needs no network in common.
+    shares = compose.services["api"].get("network_mode") == "service:traefik"
+    assert hosts.pop("fastapi.localhost") == ("http://127.0.0.1:8000" if shares else "http://api:8000")
+    assert hosts.pop("prefect.localhost") == "http://prefect:4200"
+    assert hosts == ({"s3.localhost": "http://s3:5000"} if shares else {})
+    reached = ["prefect", "s3"] if shares else ["prefect", "api"]
+    for name in reached:
+        assert set(compose.services[name]["networks"]) & set(compose.services["traefik"]["networks"]), name
+
+
+def with_environment(template: str, environment: dict[str, str]) -> str:
+    """The file as Traefik reads it: its templates filled in."""
+    return re.sub(r"\{\{ env \"(\w+)\" \}\}", lambda match: environment[match[1]], template)
+
+
+def test_the_dockerfile_is_clean_and_its_sources_get_into_the_context() -> None:
+    lint = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (lint.returncode, lint.stdout) == (0, "")
+    allowed = {line[1:] for line in _lines(".dockerignore", "!")}
+    for line in _lines("Dockerfile", r"COPY (?!--from)"):
+        for source in line.removeprefix("COPY ").removeprefix("--chmod=755 ").split()[:-1]:
+            assert (ROOT / source).exists()
+            assert any(source == entry or source.startswith(f"{entry}/") for entry in allowed), source
+
+
+def _lines(file: str, pattern: str) -> list[str]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if re.match(pattern, line)]
+    assert lines
+    return lines
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,20}", fullmatch=True), st.text("ab'\"$ \\`#{}", min_size=1)))
+def test_secrets_reach_the_command_as_they_are(secrets: dict[str, str]) -> None:
+    # What a shell itself needs is not ours to change.
+    secrets = {f"archiver_{name}": value for name, value in secrets.items()}
+    text = (ROOT / "deploy/image/with-secrets").read_text()
+    with tempfile.TemporaryDirectory() as directory:
+        for name, value in secrets.items():
+            Path(directory, name).write_text(f"{value}\n")
+        script = text.replace("/run/secrets", directory)
+        shown = subprocess.run(["sh", "-c", script, "with-secrets", "env", "-0"], capture_output=True, check=True)
+    env = dict(pair.split("=", 1) for pair in shown.stdout.decode().split("\0") if pair)
+    assert {name: value for name, value in env.items() if name.startswith("ARCHIVER_")} == {
+        name.upper(): value for name, value in secrets.items()
+    }
+
+
+@pytest.mark.parametrize(("age", "status"), [(0, 0), (300, 1)])
+def test_a_worker_is_healthy_while_it_goes_its_round(tmp_path: Path, age: int, status: int) -> None:
+    beat = tmp_path / "heartbeat"
+    beat.touch()
+    os.utime(beat, (time.time() - age,) * 2)
+    env = {"PATH": os.environ["PATH"], "ARCHIVER_HEARTBEAT_FILE": str(beat)}
+    assert subprocess.run([ROOT / "deploy/image/healthy"], env=env, timeout=20).returncode == status
