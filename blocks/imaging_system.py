@@ -311,12 +311,13 @@ def _say_once(sentence: str) -> None:
 
 def is_event_file(name: str) -> bool:
     """Whether an event file may have this name; a hidden one is still being written."""
-    return name.lower().endswith(".json") and not name.startswith(".") and _is_text(name)
+    return name[-5:].lower() == ".json" and not name.startswith(".") and _is_text(name)
 
 
 def _is_text(name: str) -> bool:
     try:
-        name.encode()
+        # Of 100,000 names, most are ASCII, which is soon told.
+        _ = name.isascii() or name.encode()
     except UnicodeEncodeError:
         _say_once(f"{os.fsencode(name)!r} is left out, because its name is not UTF-8; rename it")
         return False
