@@ -21,6 +21,7 @@ Key = Annotated[
     str, Field(description="Key of its object.", examples=["images/20261101_004/20261123/104207_6a0ecf0c.tar"])
 ]
 Size = Annotated[int, Field(description="Bytes of its object.", examples=[600_123_392])]
+ETag = Annotated[str, Field(description="As the store gave it.", examples=["0b26e313ed4a7ca6904b0e9369e5b957-36"])]
 Sha256 = Annotated[
     str, Field(description="In hex.", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
 ]
@@ -58,6 +59,7 @@ class UploadedTimestep(TimestepName):
 class Export(UploadedTimestep):
     """An uploaded timestep, ready to be fetched."""
 
+    etag: ETag
     sha256: Sha256
     url: str = Field(
         description="Fetches the tar without credentials, for an hour.",
@@ -114,7 +116,7 @@ class TimestepObject(BaseModel):
     bucket: str = Field(description="The bucket it is in.", examples=["timesteps"])
     key: Key
     size: Size
-    etag: str = Field(description="As the store gave it.", examples=["0b26e313ed4a7ca6904b0e9369e5b957-36"])
+    etag: ETag
     sha256: Sha256
     layout_digest: Sha256 = Field(description="Digest of the tar's members: names, sizes and places.")
     upload_started_at: datetime = Field(description="When its upload began.", examples=[_TAKEN])

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(None, description="Bearer token readers of the API must send, when set.")
     api_host: str = Field("127.0.0.1", description="Address the API binds to.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
+    api_url: Url | None = Field(None, description="Where clients find the API, e.g. https://archiver.example.org.")
     api_root_path: str = Field(
         "", pattern="^(/[^/]+)*$", description="Path below which a reverse proxy has put the API, if not at its root."
     )

@@ -19,6 +19,7 @@ import typer
 
 from blocks.errors import ArchiverError
 from blocks.settings import get_settings
+from flows.client import commands
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,10 @@ def purge(
     settings = get_settings()
     systems = asyncio.run(configured_systems(settings, system))
     typer.echo(purge_systems(settings, systems, lambda outcome: typer.echo(str(outcome)), do_it=do_it))
+
+
+for command in (commands.ls, commands.status, commands.fetch):
+    app.command()(command)
 
 
 def _run(entrypoint: Coroutine[None, None, None]) -> None:

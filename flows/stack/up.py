@@ -150,4 +150,6 @@ async def _with_defaults(settings: Settings, home: Home) -> Settings:
         defaults["webhook_token"] = SecretStr(home.secret("webhook-token"))
     wanted = settings.api_port if "api_port" in settings.model_fields_set else 0
     defaults["api_port"] = await home.port("api", host=settings.api_host, wanted=wanted)
-    return settings.model_copy(update=defaults)
+    settings = settings.model_copy(update=defaults)
+    # Of this stack, whatever the caller's other commands talk to.
+    return settings.model_copy(update={"api_url": api_url(settings)})
