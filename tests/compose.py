@@ -1,6 +1,7 @@
 """The compose files, read and merged by a compose implementation."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,8 +27,24 @@ class Compose:
         services: dict[str, dict[str, Any]] = self.document["services"]
         return services
 
-    def secret_file(self, name: str) -> Path:
-        return ROOT / str(self.document["secrets"][name]["file"])
+    def routes(self) -> dict[str, str]:
+        """The address of the server to which Traefik sends the requests for a host."""
+        traefik = self.services["traefik"]
+        found = {}
+        for mounted in traefik["volumes"]:
+            source, target, *_ = mounted.split(":")
+            if not target.startswith("/etc/traefik/routes/"):
+                continue
+            # Traefik fills in its templates before it reads the file.
+            text = re.sub(
+                r"\{\{ env \"(\w+)\" \}\}", lambda match: traefik["environment"][match[1]], (ROOT / source).read_text()
+            )
+            http = yaml.safe_load(text)["http"]
+            for router in http["routers"].values():
+                (host,) = re.findall(r"^Host\(`([\w.]+)`\)$", router["rule"])
+                (server,) = http["services"][router["service"]]["loadBalancer"]["servers"]
+                found[host] = server["url"]
+        return found
 
 
 def merged(tmp_path: Path, *files: str, profiles: tuple[str, ...] = (), **variables: str) -> Compose:

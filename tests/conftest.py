@@ -30,7 +30,15 @@ from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_pr
 from tests.watching import Ingest
 
 # What takes longest begins first, so that processes that share the tests end together.
-LONGEST = ("test_end_to_end", "test_worker", "test_dispatch", "test_init", "test_embedded", "test_object_store")
+LONGEST = (
+    "test_end_to_end",
+    "test_compose_processes",
+    "test_worker",
+    "test_dispatch",
+    "test_init",
+    "test_embedded",
+    "test_object_store",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -175,21 +175,10 @@ def test_the_example_names_every_variable() -> None:
 
 
 def test_traefik_routes_to_services_that_it_reaches(compose: Compose) -> None:
-    routes = {
-        mounted.split(":")[1]: ROOT / mounted.split(":")[0]
-        for mounted in compose.services["traefik"]["volumes"]
-        if "/routes/" in mounted
-    }
     static = yaml.safe_load((ROOT / "deploy/traefik/traefik.yml").read_text())
     assert static["providers"]["file"]["directory"] == "/etc/traefik/routes"
     assert static["entryPoints"]["web"]["address"] == ":80"
-    hosts = {}
-    for file in routes.values():
-        http = yaml.safe_load(with_environment(file.read_text(), compose.services["traefik"]["environment"]))["http"]
-        for router in http["routers"].values():
-            (host,) = re.findall(r"^Host\(`([\w.]+)`\)$", router["rule"])
-            (server,) = http["services"][router["service"]]["loadBalancer"]["servers"]
-            hosts[host] = server["url"]
+    hosts = compose.routes()
     # Where the API shares Traefik's loopback, it needs no network in common.
     shares = compose.services["api"].get("network_mode") == "service:traefik"
     assert hosts.pop("fastapi.localhost") == ("http://127.0.0.1:8000" if shares else "http://api:8000")
@@ -198,11 +187,6 @@ def test_traefik_routes_to_services_that_it_reaches(compose: Compose) -> None:
     reached = ["prefect", "s3"] if shares else ["prefect", "api"]
     for name in reached:
         assert set(compose.services[name]["networks"]) & set(compose.services["traefik"]["networks"]), name
-
-
-def with_environment(template: str, environment: dict[str, str]) -> str:
-    """The file as Traefik reads it: its templates filled in."""
-    return re.sub(r"\{\{ env \"(\w+)\" \}\}", lambda match: environment[match[1]], template)
 
 
 def test_the_dockerfile_is_clean_and_its_sources_get_into_the_context() -> None:

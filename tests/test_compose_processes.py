@@ -1,0 +1,29 @@
+"""The services of the compose files, run as processes, move timesteps."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.compose import ROOT
+
+
+def test_the_services_move_timesteps() -> None:
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("needs root, unshare (util-linux) and ip (iproute2), for namespaces of its own")
+    # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as.
+    with tempfile.TemporaryDirectory(prefix="archiver-compose-") as directory:
+        Path(directory).chmod(0o711)
+        command = ["unshare", "--net", "--mount", "--propagation", "private"]
+        command += [sys.executable, "-m", "tests.compose_processes", directory]
+        env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))
+        }
+        env = {name: value for name, value in env.items() if not name.lower().endswith("_proxy")}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+        logs = "".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in Path(directory, "logs").glob("*.log"))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
