@@ -82,7 +82,8 @@ def verify(settings: Settings, selection: Selection, console: Console) -> int:
                         console.print(f"  {difference}", markup=False, highlight=False)
     finally:
         engine.dispose()
-    verified = f"{len(chosen)} timesteps, {decimal(sum(timestep.size or 0 for timestep in chosen))}"
+    size = decimal(sum(timestep.size or 0 for timestep in chosen))
+    verified = f"{len(chosen)} timestep{'s' if len(chosen) > 1 else ''}, {size}"
     console.print(f"{verified}: {f'{differing} differ' if differing else 'all as recorded'}.", highlight=False)
     return 1 if differing else 0
 

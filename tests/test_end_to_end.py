@@ -1,4 +1,4 @@
-"""The whole system, as an operator starts it: files in, objects and HTTP answers out."""
+"""The whole system, as an operator installs and starts it: files in, objects and HTTP answers out."""
 
 import hashlib
 import io
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from flows.stack.mock_microscope import Dropped, drop_timestep
 from tests.images import tiff
 
 T = TypeVar("T")
+pytest_plugins = ["tests.installed"]
+
 START_SECONDS = 300.0
 ARRIVAL_SECONDS = 90.0
 
@@ -31,8 +32,9 @@ pytestmark = pytest.mark.timeout(400)
 class RunningStack:
     """An `archiver up` on a home of its own, seen from outside. Its object storage outlives it."""
 
-    def __init__(self, home: Path, s3_endpoint: str) -> None:
+    def __init__(self, archiver: Path, home: Path, s3_endpoint: str) -> None:
         self.home = home
+        self._archiver = archiver
         self._s3_endpoint = s3_endpoint
         self.start()
 
@@ -47,10 +49,11 @@ class RunningStack:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test-secret",
         }
-        command = [sys.executable, "-m", "flows.cli", "up"]
+        command = [str(self._archiver), "up"]
         with self.home.with_suffix(".log").open("ab") as log:
+            # Away from the checkout, whose packages Python would find first.
             self.process = subprocess.Popen(
-                command, env=inherited | given, stdout=log, stderr=log, start_new_session=True
+                command, env=inherited | given, cwd=self.home.parent, stdout=log, stderr=log, start_new_session=True
             )
         self.env = eventually(self._settings, f"settings in {self.home}/env", START_SECONDS)
 
@@ -178,8 +181,8 @@ def before_start(home: Path) -> Dropped:
 
 
 @pytest.fixture(scope="module")
-def stack(home: Path, before_start: Dropped, s3_endpoint: str) -> Iterator[RunningStack]:
-    running = RunningStack(home, s3_endpoint)
+def stack(installed: Path, home: Path, before_start: Dropped, s3_endpoint: str) -> Iterator[RunningStack]:
+    running = RunningStack(installed / "archiver", home, s3_endpoint)
     try:
         yield running
     finally:
