@@ -105,7 +105,7 @@ def read_status(services: Services) -> Status:
 def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
     backlog = log.backlog(group)
     oldest = log.oldest_waiting(group)
-    letters = log.dead_letters(group, count=DEAD_LETTERS_SHOWN) if backlog.set_aside else []
+    letters = log.dead_letters(group).newest(DEAD_LETTERS_SHOWN) if backlog.set_aside else []
     return GroupStatus(
         group=group,
         waiting=backlog.waiting,

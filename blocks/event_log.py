@@ -5,18 +5,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Literal, Self, cast
+from typing import Self, cast
 from uuid import UUID
 
 import redis
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from blocks.dead_letters import DeadLetters
+from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
 from blocks.errors import ArchiverError
 from blocks.event_register import EventFileRegister
 from blocks.messages import LogEvent
@@ -24,8 +26,7 @@ from blocks.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Group = Literal["upload-worker", "state-manager"]
-GROUPS: tuple[Group, ...] = ("upload-worker", "state-manager")
+__all__ = ["GROUPS", "Backlog", "DeadLetters", "Entry", "EventLog", "Group", "GroupMissing", "UnreadableEntry"]
 
 # How long an event's id is remembered so that it is not appended twice. Readers ignore a second
 # one anyway, so this only keeps the log short.
@@ -52,38 +53,8 @@ return count
 """
 
 
-class UnreadableEntry(Exception):
-    """An entry of the stream that is not one of our events; the message says why."""
-
-
 class GroupMissing(ArchiverError):
     """The stream was not set up; the message says how."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An entry of the stream, as it was delivered to a group."""
-
-    id: str
-    fields: dict[str, str]
-
-    @property
-    def type(self) -> str:
-        """The event's type, readable without decoding the event."""
-        return self.fields.get("type", "")
-
-    def decode(self) -> LogEvent:
-        """The event in this entry.
-
-        Raises:
-            UnreadableEntry: when it can't be decoded.
-        """
-        try:
-            return LogEvent.model_validate_json(self.fields["event"])
-        except KeyError:
-            raise UnreadableEntry(f"stream entry {self.id} has no field 'event'") from None
-        except ValidationError as error:
-            raise UnreadableEntry(f"stream entry {self.id} is not an event of ours: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -93,17 +64,6 @@ class Backlog:
     waiting: int
     in_progress: int
     set_aside: int
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """An entry that was set aside, and why."""
-
-    id: str  # in the dead-letter stream
-    entry_id: str
-    type: str
-    timestep_id: str
-    reason: str
 
 
 class EventLog(Block):
@@ -207,13 +167,9 @@ class EventLog(Block):
         if ids:
             self.redis.xack(self.stream, group, *ids)
 
-    def set_aside(self, group: Group, entry: Entry, reason: str) -> None:
-        """Move an entry that can't be worked on to the group's dead-letter stream, with the reason."""
-        fields = {"entry_id": entry.id, "reason": reason, **entry.fields}
-        with self.redis.pipeline(transaction=True) as pipeline:
-            pipeline.xadd(self._dead_letters(group), fields)  # type: ignore[arg-type]
-            pipeline.xack(self.stream, group, entry.id)
-            pipeline.execute()
+    def dead_letters(self, group: Group) -> DeadLetters:
+        """What the group has set aside because it can't be worked on."""
+        return DeadLetters(self.redis, self.stream, group)
 
     def has_work(self, group: Group) -> bool:
         """Whether there is an entry that the group has not acknowledged."""
@@ -228,7 +184,7 @@ class EventLog(Block):
         lag = info.get("lag")
         if lag is None:
             lag = cast(int, self.redis.eval(_COUNT_BEHIND, 1, self.stream, str(info["last-delivered-id"])))
-        return Backlog(int(lag), int(info["pending"]), self.redis.xlen(self._dead_letters(group)))
+        return Backlog(int(lag), int(info["pending"]), len(self.dead_letters(group)))
 
     def oldest_waiting(self, group: Group) -> datetime | None:
         """When the oldest entry that the group has not acknowledged was appended; None where there is none."""
@@ -241,13 +197,23 @@ class EventLog(Block):
         milliseconds = [int(id.split("-")[0]) for id in (*ids, *(id for id, _ in untaken))]
         return datetime.fromtimestamp(min(milliseconds) / 1000, UTC) if milliseconds else None
 
-    def dead_letters(self, group: Group, *, count: int) -> list[DeadLetter]:
-        """The newest entries that were set aside, newest first."""
-        found = cast(list[tuple[str, dict[str, str]]], self.redis.xrevrange(self._dead_letters(group), count=count))
-        return [
-            DeadLetter(id, *(fields.get(name, "") for name in ("entry_id", "type", "timestep_id", "reason")))
-            for id, fields in found
-        ]
+    # --- forgetting
+
+    def trim(self, before: datetime) -> int:
+        """Remove the entries from before that time that nobody needs any more; returns how many.
+
+        An entry is needed until every group, also a foreign one, has acknowledged it, and while it is set aside.
+        """
+        needed = [_place(f"{int(before.timestamp() * 1000)}-0")]
+        for info in cast(list[dict[str, str | int]], self.redis.xinfo_groups(self.stream)):
+            milliseconds, number = _place(str(info["last-delivered-id"]))
+            needed.append((milliseconds, number + 1))
+            if info["pending"]:
+                pending = cast(dict[str, str], self.redis.xpending(self.stream, str(info["name"])))
+                needed.append(_place(pending["min"]))
+        needed += [_place(letter.entry.id) for group in GROUPS for letter in self.dead_letters(group)]
+        milliseconds, number = min(needed)
+        return self.redis.xtrim(self.stream, minid=f"{milliseconds}-{number}", approximate=False)
 
     # --- flow runs
 
@@ -286,11 +252,13 @@ class EventLog(Block):
                 return info
         raise GroupMissing(f"the stream {self.stream} has no group {group}; run `archiver init`")
 
-    def _dead_letters(self, group: Group) -> str:
-        return f"{self.stream}:dead-letter:{group}"
-
     @staticmethod
     def _entries(answer: object) -> list[Entry]:
         streams = cast(list[tuple[str, list[tuple[str, dict[str, str]]]]], answer or [])
         # An entry that was removed while it was pending comes without its fields.
         return [Entry(id, fields) for _, entries in streams for id, fields in entries if fields]
+
+
+def _place(id: str) -> tuple[int, int]:
+    milliseconds, _, number = id.partition("-")
+    return int(milliseconds), int(number)

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     api_root_path: str = Field(
         "", pattern="^(/[^/]+)*$", description="Path below which a reverse proxy has put the API, if not at its root."
     )
+    stream_days: float = Field(90, gt=0, description="Days after which the stream may forget what nobody needs.")
     consumer: str = Field(
         default_factory=socket.gethostname,
         description="Name under which this process reads the stream; must be the same after a restart.",

@@ -158,6 +158,24 @@ def purge(
     typer.echo(purge_systems(settings, systems, lambda outcome: typer.echo(str(outcome)), do_it=do_it))
 
 
+@app.command()
+def replay(
+    entries: Annotated[
+        list[str] | None, typer.Argument(help="Ids of entries of the stream; all that were set aside, if none.")
+    ] = None,
+    discard: Annotated[bool, typer.Option(help="Forget them for good instead.")] = False,
+) -> None:
+    """Have what was set aside worked on once more, when what it failed for was mended."""
+    from flows.replay import replay as replay_entries
+
+    said = 0
+    for sentence in replay_entries(get_settings(), entries or (), discard=discard):
+        typer.echo(sentence)
+        said += 1
+    if not said:
+        typer.echo("nothing is set aside")
+
+
 for command in (commands.ls, commands.status, commands.fetch):
     app.command()(command)
 

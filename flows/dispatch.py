@@ -157,7 +157,7 @@ class UploadDispatcher:
             timestep = cast(Ingested, entry.decode().data)
         except UnreadableEntry as error:
             logger.exception("Set aside: the upload-worker can't read it")
-            await asyncio.to_thread(self._log.set_aside, self.group, entry, str(error))
+            await asyncio.to_thread(self._log.dead_letters(self.group).add, entry, str(error))
             self._looks.pop(entry.id, None)
             return
         look = self._looks[entry.id] = _Look(at=time.monotonic())

@@ -93,7 +93,7 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
         if len(entries) > 1:
             return sum(record_batch(log, engine, [entry]) for entry in entries)
         logger.warning("Set aside stream entry %s, which can't be recorded: %s", entries[0].id, reason)
-        log.set_aside(GROUP, entries[0], reason)
+        log.dead_letters(GROUP).add(entries[0], reason)
         return 0
     log.acknowledge(GROUP, *(entry.id for entry in entries))
     return len(entries)

@@ -54,7 +54,7 @@ def busy(engine: Engine, event_log: EventLog, client: TestClient) -> TestClient:
             session.execute(update(Timestep).where(col(Timestep.id) == event.timestep_id).values(uploaded_at=at))
     event_log.append(LogEvent.of(ingested(announced()), "test"))
     (*_, last) = event_log.read("upload-worker", "test", count=100, wait_seconds=0.1)
-    event_log.set_aside("upload-worker", last, "it makes no sense")
+    event_log.dead_letters("upload-worker").add(last, "it makes no sense")
     return client
 
 

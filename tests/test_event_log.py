@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import pytest
 import redis
@@ -179,12 +178,13 @@ def test_what_is_no_event_is_set_aside_with_the_reason(
     with pytest.raises(UnreadableEntry, match=sentence):
         entry.decode()
     assert entry.type == fields.get("type", "")
-    event_log.set_aside("upload-worker", entry, "no event")
+    event_log.dead_letters("upload-worker").add(entry, "no event")
     assert ids(event_log.held("upload-worker", "one", count=100)) == [sound]
     assert event_log.backlog("upload-worker") == Backlog(waiting=0, in_progress=1, set_aside=1)
     assert event_log.backlog("state-manager") == Backlog(waiting=2, in_progress=0, set_aside=0)
-    (letter,) = cast(list[tuple[str, dict[str, str]]], event_log.redis.xrange("timesteps:dead-letter:upload-worker"))
-    assert letter[1] == {"entry_id": entry.id, "reason": "no event", **fields}
+    (letter,) = event_log.dead_letters("upload-worker")
+    assert (letter.entry, letter.reason) == (entry, "no event")
+    assert abs((datetime.now(UTC) - letter.set_aside_at).total_seconds()) < 60
 
 
 # --- how far a group is
@@ -213,12 +213,12 @@ def test_dead_letters_tell_their_reasons_newest_first(event_log: EventLog) -> No
     for event in events(3):
         event_log.append(event)
     for number, entry in enumerate(read(event_log)):
-        event_log.set_aside("upload-worker", entry, f"reason {number}")
-    letters = event_log.dead_letters("upload-worker", count=2)
+        event_log.dead_letters("upload-worker").add(entry, f"reason {number}")
+    letters = event_log.dead_letters("upload-worker").newest(2)
     assert [letter.reason for letter in letters] == ["reason 2", "reason 1"]
     assert {letter.type for letter in letters} == {"timestep.ingested"}
     assert all(letter.timestep_id and letter.entry_id for letter in letters)
-    assert event_log.dead_letters("state-manager", count=2) == []
+    assert event_log.dead_letters("state-manager").newest(2) == []
 
 
 def test_the_backlog(event_log: EventLog) -> None:

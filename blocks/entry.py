@@ -1,0 +1,41 @@
+"""An entry of the stream, and the groups that read it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from blocks.messages import LogEvent
+
+Group = Literal["upload-worker", "state-manager"]
+GROUPS: tuple[Group, ...] = ("upload-worker", "state-manager")
+
+
+class UnreadableEntry(Exception):
+    """An entry of the stream that is not one of our events; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the stream, as it was delivered to a group."""
+
+    id: str
+    fields: dict[str, str]
+
+    @property
+    def type(self) -> str:
+        """The event's type, readable without decoding the event."""
+        return self.fields.get("type", "")
+
+    def decode(self) -> LogEvent:
+        """The event in this entry.
+
+        Raises:
+            UnreadableEntry: when it can't be decoded.
+        """
+        try:
+            return LogEvent.model_validate_json(self.fields["event"])
+        except KeyError:
+            raise UnreadableEntry(f"stream entry {self.id} has no field 'event'") from None
+        except ValidationError as error:
+            raise UnreadableEntry(f"stream entry {self.id} is not an event of ours: {error}") from error
