@@ -241,7 +241,7 @@ def test_timesteps_are_listed(archiver: Command, engine: Engine, event_log: Even
 def test_the_status_says_what_is_away_and_what_was_set_aside(archiver: Command, event_log: EventLog) -> None:
     event_log.append(LogEvent.of(ingested(announced()), "test"))
     (entry,) = event_log.read("upload-worker", "test", count=1, wait_seconds=0.1)
-    event_log.set_aside("upload-worker", entry, "it makes no [sense]")
+    event_log.dead_letters("upload-worker").add(entry, "it makes no [sense]")
     code, printed, _ = archiver("status")
     assert code == 1
     assert "prefect can't be used: PREFECT_API_URL is not set" in printed
