@@ -3,7 +3,7 @@
 import socket
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +19,24 @@ Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
+# Who talks to the object storage.
+_OBJECT_STORAGE = "init, event-ingester, upload-worker, api, `purge`"
+
+
+def _setting(default: Any, meaning: str, *, used_by: str, without: str | None = None, **rules: Any) -> Any:
+    """A setting with what the documentation says of it, in Markdown.
+
+    Args:
+        default: the value when it is not set, or what makes it.
+        meaning: what it is for.
+        used_by: the entrypoints and commands that read it.
+        without: what the documentation calls the default, where that is not the value.
+        rules: as of pydantic's Field.
+    """
+    rules["default_factory" if callable(default) else "default"] = default
+    return Field(description=meaning, json_schema_extra={"used_by": used_by, "without": without}, **rules)
+
+
 class Settings(BaseSettings):
     """What the entrypoints need to know of their surroundings.
 
@@ -28,35 +46,117 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ARCHIVER_", extra="ignore", env_ignore_empty=True)
 
-    home: AbsolutePath = Field(Path(".archiver"), validate_default=True, description="Data of the embedded services.")
-    data_dir: AbsolutePath | None = Field(None, description="Holds one directory per imaging system.")
-    staging_dir: AbsolutePath | None = Field(None, description="Holds copies of timesteps, for systems that stage.")
-    database_url: SecretStr | None = Field(None, description="PostgreSQL, as postgresql://user:password@host/name.")
-    redis_url: SecretStr | None = Field(None, description="Redis, as redis://:password@host:port/db.")
-    rabbitmq_url: SecretStr | None = Field(None, description="RabbitMQ that surf-archiver up to 0.1.3 publishes to.")
-    bucket: str = Field("timesteps", description="The bucket that holds the tars.")
-    webhook_token: SecretStr | None = Field(None, description="Bearer token surf-archiver must send.")
-    api_token: SecretStr | None = Field(None, description="Bearer token readers of the API must send, when set.")
-    api_host: str = Field("127.0.0.1", description="Address the API binds to.")
-    api_port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
-    api_url: Url | None = Field(None, description="Where clients find the API, e.g. https://archiver.example.org.")
-    api_root_path: str = Field(
-        "", pattern="^(/[^/]+)*$", description="Path below which a reverse proxy has put the API, if not at its root."
+    home: AbsolutePath = _setting(
+        Path(".archiver"),
+        "data, logs and secrets of the embedded services",
+        used_by="`up`, `demo`",
+        validate_default=True,
     )
-    stream_days: float = Field(90, gt=0, description="Days after which the stream may forget what nobody needs.")
-    consumer: str = Field(
-        default_factory=socket.gethostname,
-        description="Name under which this process reads the stream; must be the same after a restart.",
+    data_dir: AbsolutePath | None = _setting(
+        None,
+        "holds one directory per imaging system",
+        used_by="event-ingester, upload-worker",
+        without="embedded: `data` below the home",
     )
-    heartbeat_file: AbsolutePath | None = Field(
-        None, description="A worker touches it every ten seconds, for a health check; none when not set."
+    staging_dir: AbsolutePath | None = _setting(
+        None,
+        "will hold copies of timesteps; `init` makes it, nothing uses it yet",
+        used_by="init",
+        without="embedded: `staging` below the home",
     )
-    aws_access_key_id: str | None = Field(None, validation_alias="AWS_ACCESS_KEY_ID")
-    aws_secret_access_key: SecretStr | None = Field(None, validation_alias="AWS_SECRET_ACCESS_KEY")
-    aws_endpoint_url: Url | None = Field(None, validation_alias="AWS_ENDPOINT_URL")
-    aws_region: str = Field("us-east-1", validation_alias="AWS_REGION")
-    prefect_api_url: Url | None = Field(None, validation_alias="PREFECT_API_URL")
-    prefect_ui_url: Url | None = Field(None, validation_alias="PREFECT_UI_URL")
+    database_url: SecretStr | None = _setting(
+        None,
+        "PostgreSQL, `postgresql://user:password@host/name`",
+        used_by="init, event-ingester (to purge), state-manager, api, `purge`",
+        without="embedded",
+    )
+    redis_url: SecretStr | None = _setting(
+        None,
+        "Redis, `redis://:password@host:port/db`; give Prefect's own messaging another db",
+        used_by="all",
+        without="embedded",
+    )
+    rabbitmq_url: SecretStr | None = _setting(
+        None, "RabbitMQ that surf-archiver up to 0.1.3 publishes to; nothing uses it yet", used_by="state-manager"
+    )
+    bucket: str = _setting("timesteps", "the bucket that holds the tars", used_by=_OBJECT_STORAGE)
+    webhook_token: SecretStr | None = _setting(
+        None, "bearer token that surf-archiver must send", used_by="api", without="embedded: generated"
+    )
+    api_token: SecretStr | None = _setting(
+        None,
+        "bearer token that readers of the API must send; without it the API serves its own machine only",
+        used_by="api, `ls`, `status`, `fetch`",
+    )
+    api_host: str = _setting("127.0.0.1", "address the API binds to", used_by="api")
+    api_port: int = _setting(
+        8000, "port the API binds to", used_by="api", without="`8000`; with `up`, a free one", ge=0, le=65535
+    )
+    api_url: Url | None = _setting(
+        None,
+        "where clients find the API, e.g. `https://archiver.example.org`",
+        used_by="`ls`, `status`, `fetch`",
+        without="`up` sets it for a shell",
+    )
+    api_root_path: str = _setting(
+        "",
+        "path below which a reverse proxy has put the API, e.g. `/archiver`, which it takes off; empty for its root",
+        used_by="api",
+        pattern="^(/[^/]+)*$",
+    )
+    stream_days: float = _setting(
+        90,
+        "days after which the stream may forget what [nobody needs any more](state.md#the-stream)",
+        used_by="state-manager",
+        gt=0,
+    )
+    consumer: str = _setting(
+        socket.gethostname,
+        "name under which this process reads the stream; must be the same after a restart",
+        used_by="upload-worker, state-manager",
+        without="the host's name",
+    )
+    heartbeat_file: AbsolutePath | None = _setting(
+        None,
+        "touched every ten seconds by a worker that goes its round; the image's health check looks at its age",
+        used_by="event-ingester, upload-worker, state-manager",
+    )
+    aws_access_key_id: str | None = _setting(
+        None,
+        "access key of the object storage",
+        used_by=_OBJECT_STORAGE,
+        without="with `--trial`: embedded",
+        validation_alias="AWS_ACCESS_KEY_ID",
+    )
+    aws_secret_access_key: SecretStr | None = _setting(
+        None,
+        "its secret",
+        used_by=_OBJECT_STORAGE,
+        without="with `--trial`: embedded",
+        validation_alias="AWS_SECRET_ACCESS_KEY",
+    )
+    aws_endpoint_url: Url | None = _setting(
+        None,
+        "address of the object storage",
+        used_by=_OBJECT_STORAGE,
+        without="with `--trial`: embedded",
+        validation_alias="AWS_ENDPOINT_URL",
+    )
+    aws_region: str = _setting("us-east-1", "its region", used_by=_OBJECT_STORAGE, validation_alias="AWS_REGION")
+    prefect_api_url: Url | None = _setting(
+        None,
+        "the Prefect server, `http://host:4200/api`",
+        used_by="init, event-ingester, upload-worker, state-manager",
+        without="embedded",
+        validation_alias="PREFECT_API_URL",
+    )
+    prefect_ui_url: Url | None = _setting(
+        None,
+        "where people's browsers find Prefect: for links to flow runs",
+        used_by="api",
+        without="`PREFECT_API_URL` without `/api`",
+        validation_alias="PREFECT_UI_URL",
+    )
 
     def require(self, *names: str) -> None:
         """Say which of the named settings are not set.
