@@ -14,7 +14,7 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, Select, func, tuple_
 from sqlalchemy.orm import Mapped
 from sqlmodel import Session, select
@@ -34,8 +34,19 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("must be in a year from 1 to 9999") from None
 
 
+def _no_number(value: object) -> object:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return value
+    raise ValueError("must be written out, as in ISO 8601")
+
+
+# Pydantic would take a number for seconds since 1970, which nobody means.
+WrittenOut = BeforeValidator(_no_number)
+
 # A point in time; without an offset it is taken for UTC.
-Instant = Annotated[datetime, AfterValidator(_in_utc)]
+Instant = Annotated[datetime, AfterValidator(_in_utc), WrittenOut]
 
 
 class Paging(BaseModel):

@@ -160,7 +160,7 @@ class FlowRun(BaseModel):
 class ArchiveReference(BaseModel):
     """An archive on tape that holds the timestep's object."""
 
-    archive_id: UUID = Field(description="Of the archive.", examples=["1f0d6c5e-8a57-5b0a-9d0b-5d2f9a340c5d"])
+    archive_id: UUID = Field(description="Of the archive.", examples=["a7933df7-2cb2-5ff3-9f9d-44cca3a3be33"])
     path: str = Field(description="Of the archive on tape.", examples=["images/20261101_004/20261123.tar"])
     archived_at: datetime = Field(description="When it was reported to be in it.", examples=[_ON_TAPE])
 

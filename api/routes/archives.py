@@ -24,7 +24,7 @@ NEWEST_FIRST = Order((col(Archive.archived_at), col(Archive.id)), ("archived_at"
 class ArchiveSummary(BaseModel):
     """An archive on tape."""
 
-    archive_id: UUID = Field(description="Follows from its path.", examples=["1f0d6c5e-8a57-5b0a-9d0b-5d2f9a340c5d"])
+    archive_id: UUID = Field(description="Follows from its path.", examples=["a7933df7-2cb2-5ff3-9f9d-44cca3a3be33"])
     path: str = Field(description="On tape.", examples=["images/20261101_004/20261123.tar"])
     date: Annotated[date, Field(description="The day it is of.", examples=["2026-11-23"])]
     job_id: UUID = Field(
@@ -54,7 +54,7 @@ class ArchiveDetail(ArchiveSummary):
     members: list[Member] = Field(description="By key.")
 
 
-ArchivePath = Annotated[UUID, Path(description="Its id.", examples=["1f0d6c5e-8a57-5b0a-9d0b-5d2f9a340c5d"])]
+ArchivePath = Annotated[UUID, Path(description="Its id.", examples=["a7933df7-2cb2-5ff3-9f9d-44cca3a3be33"])]
 
 
 class ArchiveQuery(Paging, TimestepFilter):

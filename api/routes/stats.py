@@ -14,6 +14,7 @@ from sqlmodel import col, select
 
 from api.deps import SessionDep
 from api.filters import Name, TimestepFilter
+from api.paging import WrittenOut
 from api.problems import Problem
 from blocks.tables import Timestep, TimestepState
 
@@ -30,10 +31,12 @@ class DailyQuery(BaseModel):
     time_zone: Name = Field(
         "UTC", description="IANA name of the zone that days are told in.", examples=["Europe/Amsterdam"]
     )
-    first: date | None = Field(
+    first: Annotated[date, WrittenOut] | None = Field(
         None, description="First day; 30 days up to the last one by default.", examples=["2026-11-01"]
     )
-    last: date | None = Field(None, description="Last day; today by default.", examples=["2026-11-23"])
+    last: Annotated[date, WrittenOut] | None = Field(
+        None, description="Last day; today by default.", examples=["2026-11-23"]
+    )
     system: Name | None = Field(None, description="Imaging system.", examples=["prince"])
     experiment: Name | None = Field(None, description="Experiment.", examples=["20261101_004"])
 
