@@ -25,9 +25,9 @@ from tests.images import make_images
 from tests.served_api import served
 
 # The document can't say that a cursor must be one that was given, or how many bytes a name may have.
-NOT_MEANT = [positive_data_acceptance]
+NOT_MEANT: list[Any] = [positive_data_acceptance]
 # There is no Prefect here, and 503 is how that is told.
-NOT_MEANT_BY_READY = [*NOT_MEANT, not_a_server_error]
+NOT_MEANT_BY_READY: list[Any] = [*NOT_MEANT, not_a_server_error]
 TOKEN = "token-of-everybody-in-the-tests"
 
 # The document does not depend on where the servers are.
