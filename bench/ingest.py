@@ -36,7 +36,7 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagingSystem
 from blocks.settings import Settings
 from flows import system_watch
-from flows.dispatch import Runs
+from flows.runs import Runs
 from flows.stack.mock_microscope import drop_timestep
 from flows.stack.up import running_stack
 from flows.system_watch import SystemWatch

@@ -158,6 +158,31 @@ class EventLog(Block):
         answer = self.redis.xautoclaim(self.stream, group, consumer, int(idle_seconds * 1000), count=count)
         return [Entry(id, fields) for id, fields in cast(list[tuple[str, dict[str, str]]], answer[1]) if fields]
 
+    def take_over_from_absent(
+        self, group: Group, consumer: str, *, absent_seconds: float, count: int = 500
+    ) -> list[Entry]:
+        """Take what consumers hold that have asked for nothing for `absent_seconds`, however long they held it."""
+        milliseconds = int(absent_seconds * 1000)
+        taken: list[Entry] = []
+        for other in cast(list[dict[str, int | str]], self.redis.xinfo_consumers(self.stream, group)):
+            if other["name"] == consumer or not other["pending"] or int(other["idle"]) < milliseconds:
+                continue
+            pending = self.redis.xpending_range(
+                self.stream, group, "-", "+", count, cast(str, other["name"]), idle=milliseconds
+            )
+            ids = [entry["message_id"] for entry in cast(list[dict[str, str]], pending)]
+            if ids:
+                answer = self.redis.xclaim(self.stream, group, consumer, milliseconds, ids)  # type: ignore[arg-type]
+                # An entry that was removed from the stream comes without its fields.
+                claimed = cast(list[tuple[str | None, dict[str, str] | None]], answer)
+                taken += [Entry(id, fields) for id, fields in claimed if id and fields]
+        return taken
+
+    def entry(self, id: str) -> Entry | None:
+        """One entry of the stream; None if it was removed."""
+        found = cast(list[tuple[str, dict[str, str]]], self.redis.xrange(self.stream, id, id))
+        return Entry(*found[0]) if found else None
+
     def is_pending(self, group: Group, id: str) -> bool:
         """Whether an entry was delivered to the group and is not acknowledged."""
         return bool(self.redis.xpending_range(self.stream, group, id, id, 1))

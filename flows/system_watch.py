@@ -19,8 +19,8 @@ from watchdog.observers.api import BaseObserver
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagingSystem, is_event_file
-from flows.dispatch import Runs
 from flows.ingest import clear
+from flows.runs import Runs
 from flows.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)

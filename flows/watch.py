@@ -9,7 +9,8 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
 from flows import system_watch
-from flows.dispatch import Runs, entrypoint
+from flows.dispatch import entrypoint
+from flows.runs import Runs
 from flows.system_watch import Configured, SystemWatch
 
 logger = logging.getLogger(__name__)
@@ -48,5 +49,5 @@ async def event_ingester(settings: Settings) -> None:
     """The entrypoint: watch event files, and execute the runs they get, until a signal."""
     settings.require("data_dir")
     async with entrypoint("event-ingester", settings) as this:
-        runs = Runs("ingest-timestep/event-ingester", this.client, this.log)
+        runs = this.runs("ingest-timestep/event-ingester")
         await this.serve(Watcher(cast(Path, settings.data_dir), this.log, runs).run)

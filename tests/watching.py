@@ -13,8 +13,8 @@ from uuid import uuid4
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagesMissing, ImagingSystem
-from flows.dispatch import Runs
 from flows.ingest import reject, take_in
+from flows.runs import Runs
 from flows.watch import Watcher
 from tests.images import tiff
 

@@ -138,6 +138,9 @@ def prefect_server(settings: Settings, home: Home, port: int, postgres: Postgres
     env = {
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        # It has more statements than the 100 that are kept prepared by default, and so prepares most of them anew.
+        "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_PREPARED_STATEMENT_CACHE_SIZE": "1000",
+        "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_STATEMENT_CACHE_SIZE": "1000",
         **process_environment(settings, own_object_storage=False),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url("prefect", "postgresql+asyncpg"),
         # It has no authentication: at least no web page of another site may talk to it.

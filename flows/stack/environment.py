@@ -44,6 +44,6 @@ def process_environment(settings: Settings, *, own_object_storage: bool) -> dict
     # A profile of the caller names things of the caller's PREFECT_HOME, which is not the stack's.
     dropped = {"PREFECT_PROFILE", *(_OTHER_OBJECT_STORAGE if own_object_storage else ())}
     suits_a_log = {"NO_COLOR": "1", "PREFECT_LOGGING_COLORS": "false", "PYTHONUNBUFFERED": "1"}
-    defaults = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    defaults = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_WORKER_QUERY_SECONDS": "2"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     return defaults | inherited | suits_a_log | shell_environment(settings)

@@ -1,0 +1,184 @@
+"""One flow run per piece of work: created once, and again only when its run ended or died without doing it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
+from prefect.flows import Flow
+from prefect.states import Pending, Scheduled
+
+from blocks.event_log import EventLog
+from flows.worker import InProcessWorker, load
+
+logger = logging.getLogger(__name__)
+
+# Between two attempts of the same work (seconds): the first pause, doubled each time, up to the longest.
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
+# How often a run that is under way is looked at (seconds).
+LOOK_AGAIN_SECONDS = 15.0
+# A change of the deployment or its queue in the UI counts after this long (seconds).
+KNOWN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Deployment:
+    """What is known of a deployment, and when it was asked for."""
+
+    id: UUID
+    flow: Flow[..., Any]
+    must_queue: bool
+    at: float
+
+
+@dataclass(frozen=True)
+class Driven:
+    """How the work's newest run is doing, and in how many seconds to ask again."""
+
+    flow_run_id: UUID
+    state_type: StateType | None
+    is_retry: bool
+    look_in: float
+
+
+class Runs:
+    """Creates the flow runs of one deployment, at most one live run per piece of work.
+
+    With a worker of the deployment's pool, a run is executed there at once where a place is free. Then it
+    is created as Pending, so that no other worker can take it. All others are Scheduled, for any worker.
+    """
+
+    def __init__(
+        self, deployment: str, client: PrefectClient, log: EventLog, worker: InProcessWorker | None = None
+    ) -> None:
+        self._name = deployment
+        self._client = client
+        self._log = log
+        self._worker = worker
+        self._known: _Deployment | None = None
+
+    async def drive(
+        self,
+        work: str,
+        name: str,
+        parameters: dict[str, Any],
+        tags: list[str],
+        is_done: Callable[[], bool],
+        *,
+        may_queue: bool = True,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> Driven | None:
+        """See to it that a run does this work. Called again and again, until the work is done.
+
+        Where the last run ended without doing it, the next attempt gets a run of its own, after a
+        pause that grows with every attempt. What killed its process may pass, so there is no last one.
+        A run that a person cancelled is the exception: nothing follows it.
+
+        Args:
+            work: identifies the work, for ever.
+            is_done: asked only after a run has ended, so that one which ends right now is not taken
+                for one that left its work undone.
+            may_queue: without it, no run is created while there is no place for it here.
+            on_end: called when a run ends that is executed here.
+
+        Returns:
+            How the run of the newest attempt is doing; None if there is no place.
+        """
+        attempt = await asyncio.to_thread(self._log.attempt, work)
+        run = await self._start(name, parameters, tags, f"{work}:{attempt}", may_queue, on_end)
+        if run is None or run.state is None or not run.state.is_final() or run.state.type == StateType.CANCELLED:
+            return _driven(run, LOOK_AGAIN_SECONDS) if run else None
+        pause = min(FIRST_PAUSE * 2.0 ** (attempt - 1), LONGEST_PAUSE)
+        left = pause - (datetime.now(UTC) - run.state.timestamp).total_seconds()
+        if left > 0 or await asyncio.to_thread(is_done):
+            return _driven(run, max(left, 0.0))
+        logger.info("Attempt %d of %s, after its run ended as %s", attempt + 1, name, run.state.name)
+        await asyncio.to_thread(self._log.begin_attempt, work, attempt + 1)
+        again = await self._start(name, parameters, tags, f"{work}:{attempt + 1}", True, on_end)
+        return _driven(again, LOOK_AGAIN_SECONDS) if again else None
+
+    async def run_once(self, name: str, parameters: dict[str, Any], patience: float = 120.0) -> State[Any] | None:
+        """Have a run of its own do something now; returns its state at the end, or when patience ends."""
+        ended = asyncio.Event()
+        run = await self._start(name, parameters, [], str(uuid4()), True, ended.set)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), timeout=0.5)
+            # Where it is executed here, this is asked only once.
+            run = await self._client.read_flow_run(cast(FlowRun, run).id)
+            if run.state is not None and run.state.is_final():
+                break
+        return run.state if run else None
+
+    async def _start(
+        self,
+        name: str,
+        parameters: dict[str, Any],
+        tags: list[str],
+        key: str,
+        may_queue: bool,
+        on_end: Callable[[], None],
+    ) -> FlowRun | None:
+        """The run with this key. If it is new, it is executed here if there is a place."""
+        deployment = await self._deployment()
+        claim = None if self._worker is None or deployment.must_queue else await self._worker.claim()
+        if self._worker is None or claim is None:
+            if not may_queue:
+                return None
+            return await self._create(deployment, name, parameters, tags, key, Scheduled())
+        try:
+            details = StateDetails(transition_id=claim)
+            state: State[Any] = Pending(message=f"{self._worker.name} has a place for it", state_details=details)
+            run = await self._create(deployment, name, parameters, tags, key, state)
+        except BaseException:
+            await self._worker.give_back(claim)
+            raise
+        # Only who created it may execute it: the key may be known, and its run under way elsewhere.
+        if run.state is not None and run.state.state_details.transition_id == claim:
+            self._worker.begin(run, deployment.flow, claim).add_done_callback(lambda _: on_end())
+        else:
+            await self._worker.give_back(claim)
+        return run
+
+    async def _create(
+        self,
+        deployment: _Deployment,
+        name: str,
+        parameters: dict[str, Any],
+        tags: list[str],
+        key: str,
+        state: State[Any],
+    ) -> FlowRun:
+        return await self._client.create_flow_run_from_deployment(
+            deployment.id, parameters=parameters, state=state, name=name, tags=tags, idempotency_key=key
+        )
+
+    async def _deployment(self) -> _Deployment:
+        if self._known is None or time.monotonic() - self._known.at > KNOWN_SECONDS:
+            found = await self._client.read_deployment_by_name(self._name)
+            queue = await self._client.read_work_queue_by_name(
+                cast(str, found.work_queue_name), work_pool_name=found.work_pool_name
+            )
+            # What limits more than the pool does is counted by the Prefect server, when a queued run is taken.
+            must_queue = (
+                queue.is_paused or queue.concurrency_limit is not None or found.global_concurrency_limit is not None
+            )
+            flow = await load(cast(str, found.entrypoint))
+            self._known = _Deployment(found.id, flow, must_queue, time.monotonic())
+        return self._known
+
+
+def _driven(run: FlowRun, look_in: float) -> Driven:
+    state = run.state
+    scheduled = state.state_details.scheduled_time if state is not None and state.is_scheduled() else None
+    wait = scheduled.timestamp() - time.time() if scheduled else 0.0
+    return Driven(run.id, state.type if state else None, run.run_count > 0, look_in + max(wait, 0.0))
