@@ -39,6 +39,8 @@ from flows.stack.up import Stack, running_stack
 SYSTEM = "prince"
 START = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 PATIENCE = 900.0
+# Longer than images are looked at for a second time.
+SETTLE_SECONDS = 2.5
 console = Console()
 
 
@@ -75,7 +77,7 @@ class Followed:
 
 
 class Microscope:
-    """Drops small timesteps; a burst is announced in one go, once all of its images are there."""
+    """Drops small timesteps. Their images are there for a while before they are announced, as with a real one."""
 
     def __init__(self, root: Path, images: int, image_bytes: int) -> None:
         self._root = root
@@ -83,26 +85,23 @@ class Microscope:
         self._image_bytes = image_bytes
         self._dropped = 0
 
-    def drop(self, root: Path | None = None) -> Dropped:
-        """One timestep."""
-        self._dropped += 1
-        at = START + timedelta(seconds=self._dropped)
-        return drop_timestep(
-            root or self._root, SYSTEM, images=self._images, image_bytes=self._image_bytes, timestamp=at
-        )
-
-    def burst(self, count: int) -> set[UUID]:
-        """Many timesteps at once: all is there before the first is announced."""
-        ids = set()
+    def drop(self, count: int = 1) -> tuple[set[UUID], float]:
+        """Announce timesteps, all at once; returns their ids, and when (seconds since the epoch)."""
         with tempfile.TemporaryDirectory(dir=self._root.parent) as aside:
             (Path(aside) / SYSTEM).mkdir()
-            dropped = [self.drop(Path(aside)) for _ in range(count)]
+            dropped = [self._write(Path(aside)) for _ in range(count)]
             for one in dropped:
                 one.image_dir.rename(self._root / SYSTEM / one.image_dir.name)
+            time.sleep(SETTLE_SECONDS)
+            began = time.time()
             for one in dropped:
                 one.event_file.rename(self._root / SYSTEM / "events" / one.event_file.name)
-                ids.add(one.timestep_id)
-        return ids
+        return {one.timestep_id for one in dropped}, began
+
+    def _write(self, root: Path) -> Dropped:
+        self._dropped += 1
+        at = START + timedelta(seconds=self._dropped)
+        return drop_timestep(root, SYSTEM, images=self._images, image_bytes=self._image_bytes, timestamp=at)
 
 
 def cpu_seconds() -> Counter[str]:
@@ -186,8 +185,7 @@ async def run_stock(stack: Stack, client: PrefectClient, log: EventLog, microsco
         known = {path.name for path in root.iterdir()}
         followed = Followed(log)
         loop = asyncio.get_running_loop()
-        began = time.time()
-        wanted = microscope.burst(count)
+        wanted, began = await asyncio.to_thread(microscope.drop, count)
         files = [path.name for path in root.iterdir() if path.name not in known]
 
         async def start(name: str, parameters: dict[str, Any]) -> None:
@@ -212,22 +210,17 @@ async def bench(home: Path, idle: int, burst: int, stock: int, images: int, imag
         microscope = Microscope(cast(Path, stack.settings.data_dir), images, image_bytes)
         followed = Followed(log)
         for _ in range(3):  # the first of each process imports what it needs
-            dropped = microscope.drop()
-            await asyncio.to_thread(followed.uploads, {dropped.timestep_id})
-        await asyncio.sleep(3)
+            await asyncio.to_thread(followed.uploads, (await asyncio.to_thread(microscope.drop))[0])
 
         latencies = []
         before = cpu_seconds()
         for _ in range(idle):
-            dropped = microscope.drop()
-            at = await asyncio.to_thread(followed.uploads, {dropped.timestep_id})
-            latencies.append(at[dropped.timestep_id] - dropped.at.timestamp())
-            await asyncio.sleep(1.0)
+            wanted, began = await asyncio.to_thread(microscope.drop)
+            latencies += [at - began for at in (await asyncio.to_thread(followed.uploads, wanted)).values()]
         idle_cpu = cpu_seconds() - before
 
         before = cpu_seconds()
-        wanted = microscope.burst(burst)
-        began = time.time()
+        wanted, began = await asyncio.to_thread(microscope.drop, burst)
         verified = await asyncio.to_thread(followed.uploads, wanted)
         seconds = max(verified.values()) - began
         burst_cpu = cpu_seconds() - before

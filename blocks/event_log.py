@@ -161,8 +161,10 @@ class EventLog(Block):
     def take_over_from_absent(
         self, group: Group, consumer: str, *, absent_seconds: float, count: int = 500
     ) -> list[Entry]:
-        """Take what consumers hold that have asked for nothing for `absent_seconds`, however long they held it."""
+        """Take what consumers hold that have not called this, or read anything, for `absent_seconds`."""
         milliseconds = int(absent_seconds * 1000)
+        # Waiting for new entries in vain does not count for Redis 6 as a sign of life; this does.
+        self._read(group, consumer, "0", 1)
         taken: list[Entry] = []
         for other in cast(list[dict[str, int | str]], self.redis.xinfo_consumers(self.stream, group)):
             if other["name"] == consumer or not other["pending"] or int(other["idle"]) < milliseconds:

@@ -158,6 +158,13 @@ class Settings(BaseSettings):
         validation_alias="PREFECT_UI_URL",
     )
 
+    @property
+    def api_url(self) -> str:
+        """The address at which this machine reaches the REST gateway."""
+        # An address that means "all" is for binding only.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.api_port}"
+
     def require(self, *names: str) -> None:
         """Say which of the named settings are not set.
 

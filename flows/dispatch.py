@@ -81,7 +81,7 @@ class UploadDispatcher:
         now = time.monotonic()
         if now - self._took_over > TAKE_OVER_SECONDS / 3:
             self._took_over = now
-            # Asking tells the others, too, that this dispatcher is there.
+            # This tells the others, too, that this dispatcher is there.
             lost = await asyncio.to_thread(
                 self._log.take_over_from_absent, self.group, self._consumer, absent_seconds=TAKE_OVER_SECONDS
             )

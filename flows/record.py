@@ -33,7 +33,7 @@ LONGEST_RUN_SECONDS = 30
 _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 
 
-@flow(name="record-events", flow_run_name="record events of {consumer}")
+@flow(name="record-events", flow_run_name="record events of {consumer}", persist_result=False)
 async def record_events(consumer: str, limit: int = 1000) -> int:
     """Record what waits in the stream; returns how many events that were.
 

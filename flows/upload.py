@@ -1,39 +1,63 @@
 """Stage two: one tar per timestep, from disk to object storage, proven."""
 
 import asyncio
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 from uuid import UUID
 
-from prefect import State, flow, get_run_logger, task
+import anyio
+import httpx
+from prefect import State, flow, get_run_logger, states
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.runtime import flow_run as current_run
+from prefect.states import Completed
 from pydantic import Json
+from redis.exceptions import RedisError
 
 from blocks.bundle import Bundle
 from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
-from blocks.lease import LeaseTaken, hold
+from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
+from blocks.remembered import Remembered
 from blocks.settings import Settings, get_settings
 from blocks.upload_journal import RedisJournal
+from flows.again import TRIES, try_again
 
 STAGE = "upload-worker"
 OBJECT_STORE = "archive"  # name of the ObjectStore block
 # Only a person can do something about these.
 PERMANENT = (InvalidEventFile, KeyTaken)
-UPLOAD_DELAYS = [2.0, 10.0, 30.0, 60.0]
+# When it is not about the timestep, the pause grows no longer than this (seconds).
+SERVICE_PAUSE = 30.0
+# A cancelled run waits this long (seconds) for the request that is under way.
+STOP_SECONDS = 3.0
+
+_object_stores = Remembered(ObjectStore)
 
 
-def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: EventLog) -> Uploaded:
+class Stopped(Exception):
+    """The upload was told to stop."""
+
+
+def upload(
+    timestep: Ingested, settings: Settings, store: ObjectStore, log: EventLog, fence: Callable[[], None]
+) -> Uploaded:
     """Stream a timestep's images into one object and prove what is there.
 
     The same timestep gives the same bytes under the same key, so doing it again is harmless: what is
     there already is recognised, and what an attempt that died has sent is not sent again.
+
+    Args:
+        fence: raises when it has to stop; asked before every write.
 
     Raises:
         ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
@@ -47,7 +71,12 @@ def upload(timestep: Ingested, settings: Settings, store: ObjectStore, log: Even
     key = timestep.event.key
     with hold(log.redis, lease_name(log, key)) as lease:
         journal = RedisJournal(log.redis, store.bucket_name)
-        stored = store.upload(bundle, key, timestep.timestep_id, journal, lease.check)
+
+        def may_write() -> None:
+            fence()
+            lease.check()
+
+        stored = store.upload(bundle, key, timestep.timestep_id, journal, may_write)
     return Uploaded(
         timestep_id=timestep.timestep_id,
         system=timestep.system,
@@ -63,56 +92,107 @@ def lease_name(log: EventLog, key: str) -> str:
     return f"{log.stream}:lease:{key}"
 
 
-async def _may_pass(_task: object, _run: object, state: State[object]) -> bool:
-    return not isinstance(await state.aresult(raise_on_failure=False), PERMANENT)
-
-
-@task(
-    task_run_name="upload {timestep.event.key}",
-    retries=len(UPLOAD_DELAYS),
-    retry_delay_seconds=UPLOAD_DELAYS,
-    retry_condition_fn=_may_pass,
-)
-async def upload_and_prove(timestep: Ingested) -> Uploaded:
-    """Retries what may pass by itself: the network, the storage, a share that is away."""
-    settings = get_settings()
-    # Where the store is and its keys come from the settings, how it is used from the block.
-    store = ObjectStore.from_settings(settings).tuned_like(await ObjectStore.aload(OBJECT_STORE))
-    with closing(EventLog.from_settings(settings)) as log:
-        return await asyncio.to_thread(upload, timestep, settings, store, log)
-
-
 @flow(name="upload-timestep", flow_run_name="upload {timestep.title}", persist_result=False)
-async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None) -> None:
+async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None) -> State[None]:
     """Upload an ingested timestep and say so in the stream; safe to run again at any time.
 
     Args:
         timestep: what was ingested, as JSON.
         entry_id: its entry in the stream, acknowledged when the outcome is in the stream.
+
+    Returns:
+        Completed; Failed with the reason, when only a person can do something about it or all tries are
+        spent; or a state to come back later.
     """
-    get_settings().require("data_dir")
-    run_id = UUID(current_run.id)
-    with closing(EventLog.from_settings(get_settings())) as log:
+    settings = get_settings()
+    settings.require("data_dir")
+    tries = current_run.run_count
+    with closing(EventLog.from_settings(settings)) as log:
         try:
-            uploaded = await upload_and_prove(timestep)
-        except LeaseTaken:
-            raise  # another process does it, which is no failure of the timestep
+            # Where the store is and its keys come from the settings, how it is used from the block.
+            store = ObjectStore.from_settings(settings).tuned_like(await _object_stores.load(OBJECT_STORE))
+            uploaded = await until_stopped(upload, timestep, settings, store, log)
+            uploaded = uploaded.model_copy(update={"flow_run_id": UUID(current_run.id)})
+            await asyncio.to_thread(conclude, uploaded, entry_id, log)
+        except (LeaseTaken, LeaseLost, RedisError, httpx.HTTPError) as error:
+            # Not about this timestep: another process works on it, or a service of ours is away.
+            return try_again(_reason(error), tries, longest=SERVICE_PAUSE)
         except Exception as error:
+            if not isinstance(error, PERMANENT) and tries < TRIES:
+                get_run_logger().warning("%s; trying again", _reason(error))
+                return try_again(_reason(error), tries)
             failed = Failed(
                 timestep_id=timestep.timestep_id,
                 system=timestep.system,
                 stage="upload",
-                reason=f"{type(error).__name__}: {error}",
+                reason=_reason(error),
                 event=timestep.event,
-                flow_run_id=run_id,
-                attempt=current_run.run_count,
+                flow_run_id=UUID(current_run.id),
+                attempt=tries,
             )
-            # What may pass stays pending in the stream: the dispatcher tries again, however long it takes.
-            await asyncio.to_thread(conclude, failed, entry_id if isinstance(error, PERMANENT) else None, log)
-            raise
-        await asyncio.to_thread(conclude, uploaded.model_copy(update={"flow_run_id": run_id}), entry_id, log)
-    seconds = (uploaded.proof.verified_at - uploaded.started_at).total_seconds()
-    get_run_logger().info("%s: %d bytes in %.1f s, proven", uploaded.key, uploaded.size, seconds)
+            await asyncio.to_thread(conclude, failed, entry_id, log)
+            get_run_logger().exception("given up")
+            return states.Failed(message=failed.reason)
+    await publish(uploaded, settings)
+    return Completed(message=uploaded.key)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+async def publish(uploaded: Uploaded, settings: Settings) -> None:
+    """Show in the Prefect UI what was uploaded, with a link to the timestep."""
+    seconds = max((uploaded.proof.verified_at - uploaded.started_at).total_seconds(), 1e-3)
+    rate = uploaded.size / seconds / 1e6
+    url = f"{settings.api_url}/api/1/timesteps/{uploaded.timestep_id}"
+    get_run_logger().info("%s: %d bytes in %.1f s, %.1f MB/s, proven", uploaded.key, uploaded.size, seconds, rate)
+    facts = {
+        "timestep": f"[{uploaded.timestep_id}]({url})",
+        "key": f"`{uploaded.bucket}/{uploaded.key}`",
+        "bytes": f"{uploaded.size:,}",
+        "images": str(len(uploaded.images)),
+        "seconds": f"{seconds:.2f}",
+        "MB/s": f"{rate:.1f}",
+    }
+    table = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    artifact = ArtifactCreate(
+        type="markdown", data=f"| | |\n|---|---|\n{table}", flow_run_id=UUID(current_run.id), description=uploaded.key
+    )
+    try:
+        async with get_client() as client:
+            await client.create_artifact(artifact)
+    except httpx.HTTPError as error:
+        # The upload is proven and said in the stream: that doesn't fail for want of its table.
+        get_run_logger().warning("the run has no artifact: %s", error)
+
+
+async def until_stopped(
+    upload: Callable[[Ingested, Settings, ObjectStore, EventLog, Callable[[], None]], Uploaded],
+    timestep: Ingested,
+    settings: Settings,
+    store: ObjectStore,
+    log: EventLog,
+) -> Uploaded:
+    """Upload in a thread. When the run is cancelled, the upload ends before the next request that writes."""
+    stop = threading.Event()
+
+    def fence() -> None:
+        if stop.is_set():
+            raise Stopped(f"the upload of {timestep.event.key} was stopped, because its flow run was cancelled")
+
+    thread = asyncio.ensure_future(asyncio.to_thread(upload, timestep, settings, store, log, fence))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        stop.set()
+        with anyio.CancelScope(shield=True):
+            # Its run ends only after it: nobody shall take the run for stopped while bytes are being sent.
+            await asyncio.wait([thread], timeout=STOP_SECONDS)
+        raise
+    finally:
+        if thread.done() and not thread.cancelled():
+            thread.exception()  # seen, also where the cancellation is what counts
 
 
 def conclude(outcome: Uploaded | Failed, entry_id: str | None, log: EventLog) -> None:

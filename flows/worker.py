@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import anyio
 import anyio.abc
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import AsyncClientContext
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, Pause
 from prefect.filesystems import LocalFileSystem
 from prefect.flows import Flow, load_flow_from_entrypoint
@@ -93,6 +93,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         await super().setup()
         # One client for all runs: to connect takes longer than most of what they ask.
         await self._exit_stack.enter_async_context(AsyncClientContext())
+        self._exit_stack.enter_context(SyncClientContext())
         self._context = contextvars.copy_context()
         self._heart = asyncio.create_task(self._beat())
 
@@ -247,7 +248,9 @@ async def load(entrypoint: str) -> Flow[..., Any]:
     """The flow of a deployment, ready to be executed many times."""
     if entrypoint not in _flows:
         # In a thread, because a flow imports all that it needs.
-        flow = await asyncio.to_thread(load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False)
+        flow: Flow[..., Any] = await asyncio.to_thread(
+            load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False
+        )
         if flow.persist_result is False and flow.result_storage is None:
             # Prefect would ask the server where to store results, in each run, and let all others wait for the answer.
             flow = copy(flow)

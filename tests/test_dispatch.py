@@ -3,20 +3,23 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any, Literal, cast
+from uuid import uuid4
 
 import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Late, Pending, Running
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Late, Pending, Running
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from blocks.event_log import EventLog
+from blocks.messages import Failed as FailedEvent
 from blocks.messages import LogEvent
-from flows import dispatch, sweep
-from flows.dispatch import Runs, UploadDispatcher
+from flows import dispatch, runs, sweep
+from flows.dispatch import UploadDispatcher
+from flows.runs import Driven, Runs
 from tests.events import announced, ingested, said, uploaded
 
 pytest_plugins = ["tests.prefect_server"]
@@ -28,13 +31,13 @@ def not_done() -> bool:
     return False
 
 
-def runs(client: PrefectClient, log: EventLog) -> Runs:
+def runs_by(client: PrefectClient, log: EventLog) -> Runs:
     return Runs("ingest-timestep/event-ingester", client, log)
 
 
-async def drive(runs: Runs, work: str = "a key", is_done: Callable[[], bool] = not_done) -> bool:
+async def drive(runs: Runs, work: str = "a key", is_done: Callable[[], bool] = not_done) -> Driven:
     parameters = {"system": "prince", "event_file": "events/1.json"}
-    return await runs.drive(work, f"ingest {work}", parameters, ["prince"], is_done)
+    return cast(Driven, await runs.drive(work, f"ingest {work}", parameters, ["prince"], is_done))
 
 
 async def runs_of(client: PrefectClient, work: str) -> list[FlowRun]:
@@ -46,8 +49,8 @@ async def runs_of(client: PrefectClient, work: str) -> list[FlowRun]:
 def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str, event_log: EventLog) -> None:
     async def test() -> None:
         async with get_client() as client, get_client() as other:
-            assert all(await asyncio.gather(*(drive(runs(one, event_log)) for one in (client, other) * 3)))
-            await drive(runs(client, event_log), "another key")
+            await asyncio.gather(*(drive(runs_by(one, event_log)) for one in (client, other) * 3))
+            await drive(runs_by(client, event_log), "another key")
             known = await client.read_flow_runs()
             assert sorted(run.name for run in known) == ["ingest a key", "ingest another key"]
             assert all("prince" in run.tags for run in known)
@@ -58,23 +61,23 @@ def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str, e
 def test_work_that_is_not_done_gets_another_run_once_its_run_ended(
     prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(runs, "FIRST_PAUSE", 0.0)
 
     async def number_of_runs(client: PrefectClient, state: State[Any], is_done: Callable[[], bool]) -> int:
         work = f"{state.name} {is_done()}"
-        await drive(runs(client, event_log), work)
+        await drive(runs_by(client, event_log), work)
         (first,) = await runs_of(client, work)
         await client.set_flow_run_state(first.id, state, force=True)
         for _ in range(2):
-            await drive(runs(client, event_log), work, is_done)
+            await drive(runs_by(client, event_log), work, is_done)
         return len(await runs_of(client, work))
 
     async def test() -> None:
         async with get_client() as client:
-            ended: list[State[Any]] = [Completed(), Failed(), Crashed(), Cancelled()]
-            live: list[State[Any]] = [Late(), AwaitingRetry(), Pending(), Running()]
-            assert [await number_of_runs(client, state, not_done) for state in ended] == [2] * 4
-            assert [await number_of_runs(client, state, not_done) for state in live] == [1] * 4
+            ended: list[State[Any]] = [Completed(), Failed(), Crashed()]
+            live: list[State[Any]] = [Late(), AwaitingRetry(), Pending(), Running(), Cancelled()]
+            assert [await number_of_runs(client, state, not_done) for state in ended] == [2] * 3
+            assert [await number_of_runs(client, state, not_done) for state in live] == [1] * 5
             # One that did its work just now is not repeated.
             assert await number_of_runs(client, Completed(), lambda: True) == 1
 
@@ -86,16 +89,18 @@ def test_the_pause_before_the_next_attempt_grows(
 ) -> None:
     async def test() -> None:
         async with get_client() as client:
-            ours = runs(client, event_log)
+            ours = runs_by(client, event_log)
             for attempt in range(1, 5):
-                monkeypatch.setattr(dispatch, "FIRST_PAUSE", 0.0)
-                assert await drive(ours)
+                monkeypatch.setattr(runs, "FIRST_PAUSE", 0.0)
+                assert (await drive(ours)).state_type == StateType.SCHEDULED
                 newest = (await runs_of(client, "a key"))[0]
                 await client.set_flow_run_state(newest.id, Failed(), force=True)
                 # 1000 s are waited for before the second attempt, 8000 s before the fifth.
-                monkeypatch.setattr(dispatch, "FIRST_PAUSE", 1000.0)
-                monkeypatch.setattr(dispatch, "LONGEST_PAUSE", 1000.0 * 2 ** (attempt - 1))
-                assert not await drive(ours)
+                monkeypatch.setattr(runs, "FIRST_PAUSE", 1000.0)
+                monkeypatch.setattr(runs, "LONGEST_PAUSE", 1000.0 * 2 ** (attempt - 1))
+                driven = await drive(ours)
+                assert driven.state_type == StateType.FAILED
+                assert driven.look_in > 900 * 2 ** (attempt - 1)
                 assert len(await runs_of(client, "a key")) == attempt
 
     asyncio.run(test())
@@ -105,12 +110,12 @@ def test_a_run_that_no_process_executes_is_crashed(
     prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def state_after_sweep(client: PrefectClient, work: str, state: State[Any], beats: bool) -> State[Any]:
-        await drive(runs(client, event_log), work)
+        await drive(runs_by(client, event_log), work)
         (run,) = await runs_of(client, work)
         await client.set_flow_run_state(run.id, state, force=True)
         if beats:
             event_log.beat([run.id], seconds=60)
-        await sweep.crash_lost("event-ingester", client, event_log)
+        await sweep.end_lost(await sweep.under_way("event-ingester", client), client, event_log)
         return cast(State[Any], (await client.read_flow_run(run.id)).state)
 
     async def test() -> None:
@@ -124,6 +129,8 @@ def test_a_run_that_no_process_executes_is_crashed(
                 lost = await state_after_sweep(client, f"lost {state.name}", state, beats=False)
                 assert lost.is_crashed()
                 assert "no process executed it" in (lost.message or "")
+            # What a person wanted to end has ended with its process.
+            assert (await state_after_sweep(client, "unwanted", Cancelling(), beats=False)).is_cancelled()
 
     asyncio.run(test())
 
@@ -139,7 +146,15 @@ def held(log: EventLog, dispatcher: UploadDispatcher) -> list[str]:
     return [entry.id for entry in log.held(GROUP, dispatcher._consumer, count=100)]
 
 
-def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(prefect: str, event_log: EventLog) -> None:
+async def step(dispatcher: UploadDispatcher) -> None:
+    await dispatcher.read(wait_seconds=0.01)
+    await dispatcher.start()
+
+
+def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "PATIENCE_SECONDS", 0.0)
     one, two = announced(), announced(experiment_id="other")
     wanted = append(event_log, said(ingested(one)), said(uploaded(one)), said(ingested(two)))
     event_log.redis.xadd(event_log.stream, {"type": "timestep.ingested", "event": "{"})
@@ -148,7 +163,7 @@ def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(pre
         async with get_client() as client:
             dispatcher = UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log))
             for _ in range(3):
-                await dispatcher.step(wait_seconds=0.01)
+                await step(dispatcher)
             found = await client.read_flow_runs()
             assert sorted(run.name for run in found) == sorted(
                 f"upload prince {event.experiment_id} 2026-11-23 12:00:00" for event in (one, two)
@@ -156,7 +171,7 @@ def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(pre
             assert {run.parameters["entry_id"] for run in found} == {wanted[0], wanted[2]}
             assert held(event_log, dispatcher) == [wanted[0], wanted[2]]
             # A dispatcher that lost its memory finds what it held, and the runs that are there.
-            await UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log)).step(0.01)
+            await step(UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log)))
             assert len(await client.read_flow_runs()) == 2
 
     asyncio.run(test())
@@ -164,54 +179,99 @@ def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(pre
     assert (backlog.waiting, backlog.in_progress, backlog.set_aside) == (0, 2, 1)
 
 
-class StandIn:
-    """In place of Runs: to fail on purpose, and without the cost of a run."""
-
-    def __init__(self) -> None:
-        self.driven: list[str] = []
-        self.failures: list[Exception] = []
-        self.pausing: set[str] = set()
-
-    async def drive(
-        self, work: str, name: str, parameters: dict[str, Any], tags: list[str], is_done: Callable[[], bool]
-    ) -> bool:
-        if self.failures:
-            raise self.failures.pop(0)
-        self.driven.append(parameters["entry_id"])
-        return parameters["entry_id"] not in self.pausing
-
-
-def test_timesteps_that_wait_for_their_next_attempt_hold_no_other_up(event_log: EventLog) -> None:
-    wanted = append(event_log, *(said(ingested(announced())) for _ in range(6)))
+def test_a_cancelled_upload_is_given_up_until_somebody_asks_for_it_again(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOOK_AGAIN_SECONDS", 0.0)
+    append(event_log, said(ingested(announced())))
 
     async def test() -> None:
-        stand_in = StandIn()
-        stand_in.pausing = set(wanted[:3])
-        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in), limit=3)
-        for _ in range(4):
-            await dispatcher.step(0.01)
-        assert stand_in.driven == wanted
+        async with get_client() as client:
+            dispatcher = UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log))
+            await step(dispatcher)
+            (run,) = await client.read_flow_runs()
+            await client.set_flow_run_state(run.id, Cancelled(), force=True)
+            await step(dispatcher)
+            assert [one.id for one in await client.read_flow_runs()] == [run.id]
+            last = cast(list[tuple[str, dict[str, str]]], event_log.redis.xrevrange(event_log.stream, count=1))
+            failed = LogEvent.model_validate_json(last[0][1]["event"]).data
+            assert isinstance(failed, FailedEvent)
+            assert (failed.flow_run_id, failed.reason) == (run.id, "its flow run was cancelled in Prefect")
 
     asyncio.run(test())
+    assert event_log.backlog(GROUP).in_progress == 0
 
 
-def test_no_more_than_the_limit_is_in_flight(event_log: EventLog) -> None:
+class StandIn:
+    """In place of Runs: with so many places, to fail on purpose, and without the cost of a run."""
+
+    def __init__(self, places: int = 1000) -> None:
+        self.places = places
+        self.driven: list[str] = []
+        self.queued: list[str] = []
+        self.failures: list[Exception] = []
+
+    async def drive(self, work: str, parameters: dict[str, Any], may_queue: bool, **_rest: object) -> Driven | None:
+        if self.failures:
+            raise self.failures.pop(0)
+        if self.places:
+            self.places -= 1
+        elif may_queue:
+            self.queued.append(parameters["entry_id"])
+            return Driven(uuid4(), StateType.SCHEDULED, False, 1000.0)
+        else:
+            return None
+        self.driven.append(parameters["entry_id"])
+        return Driven(uuid4(), StateType.PENDING, False, 1000.0)
+
+
+def test_of_a_backlog_the_oldest_and_the_newest_are_taken_in_turn_as_places_get_free(event_log: EventLog) -> None:
     wanted = append(event_log, *(said(ingested(announced())) for _ in range(7)))
 
     async def test() -> None:
-        stand_in = StandIn()
-        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in), limit=3)
-        for done in range(7):
-            await dispatcher.step(0.01)
-            await dispatcher.step(0.01)
-            assert stand_in.driven == wanted[: done + 3]
-            event_log.acknowledge(GROUP, wanted[done])
+        stand_in = StandIn(places=2)
+        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in))
+        await step(dispatcher)
+        await step(dispatcher)
+        assert stand_in.driven == [wanted[0], wanted[6]]
+        late = append(event_log, said(ingested(announced())))
+        stand_in.places = 3
+        await step(dispatcher)
+        assert stand_in.driven[2:] == [wanted[1], late[0], wanted[2]]
+        stand_in.places = 10
+        await step(dispatcher)
+        assert sorted(stand_in.driven) == wanted + late
 
     asyncio.run(test())
 
 
-def test_a_service_that_is_away_loses_nothing(event_log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "LOOK_AGAIN_SECONDS", 0.5)
+def test_what_finds_no_place_for_long_is_left_to_other_workers_a_few_at_a_time(
+    event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = append(event_log, *(said(ingested(announced())) for _ in range(20)))
+
+    async def test() -> None:
+        stand_in = StandIn(places=2)
+        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in))
+        await step(dispatcher)
+        assert stand_in.queued == []
+        monkeypatch.setattr(dispatch, "PATIENCE_SECONDS", 0.0)
+        await step(dispatcher)
+        await step(dispatcher)
+        assert len(stand_in.queued) == dispatch.AHEAD
+        # What another worker has done makes room for more.
+        event_log.acknowledge(GROUP, *stand_in.queued)
+        for id in stand_in.queued:
+            dispatcher._looks[id] = 0.0
+        await step(dispatcher)
+        assert len(stand_in.queued) == 2 * dispatch.AHEAD
+        assert set(stand_in.driven) | set(stand_in.queued) < set(wanted)
+
+    asyncio.run(test())
+
+
+def test_a_service_that_is_away_loses_nothing(event_log: EventLog) -> None:
     wanted = append(event_log, *(said(ingested(announced())) for _ in range(3)))
 
     async def test() -> None:
@@ -229,15 +289,20 @@ def test_a_service_that_is_away_loses_nothing(event_log: EventLog, monkeypatch: 
     assert event_log.backlog(GROUP).in_progress == 3
 
 
-def test_what_a_silent_dispatcher_held_is_taken_over(event_log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_dispatcher_held_that_is_gone_is_taken_over(
+    event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dispatch, "TAKE_OVER_SECONDS", 0.2)
-    (wanted,) = append(event_log, said(ingested(announced())))
+    gone, held_elsewhere = append(event_log, *(said(ingested(announced())) for _ in range(2)))
     event_log.read(GROUP, "a host that is gone", count=1, wait_seconds=0.01)
+    event_log.read(GROUP, "a host that is there", count=1, wait_seconds=0.01)
 
     async def test() -> None:
         await asyncio.sleep(0.3)
+        event_log.take_over_from_absent(GROUP, "a host that is there", absent_seconds=60)
         stand_in = StandIn()
-        await UploadDispatcher(event_log, cast(Runs, stand_in)).step(0.01)
-        assert stand_in.driven == [wanted]
+        await step(UploadDispatcher(event_log, cast(Runs, stand_in)))
+        assert stand_in.driven == [gone]
+        assert event_log.is_pending(GROUP, held_elsewhere)
 
     asyncio.run(test())

@@ -47,13 +47,6 @@ class _Heartbeat:
         return max((worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time), default=None)
 
 
-def api_url(settings: Settings) -> str:
-    """The address at which this machine reaches the REST gateway."""
-    # An address that means "all" is for binding only.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
-
-
 def init(env: Mapping[str, str]) -> Service:
     """`archiver init`, which ends when all that the entrypoints expect is there."""
     return Service(name="init", argv=[*ARCHIVER, "init"], env=env, ready_timeout=INIT_TIMEOUT)
@@ -66,7 +59,7 @@ def entrypoints(settings: Settings, env: Mapping[str, str]) -> dict[str, Service
             name="api",
             argv=[*ARCHIVER, "api"],
             env=env,
-            ready=answers(f"{api_url(settings)}/health"),
+            ready=answers(f"{settings.api_url}/health"),
             ready_timeout=READY_TIMEOUT,
             stop_timeout=STOP_TIMEOUT,
         )

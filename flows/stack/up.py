@@ -14,7 +14,7 @@ from rich.table import Table
 
 from blocks.settings import Settings
 from flows.stack.embedded import has_object_storage, require_object_storage, start_servers
-from flows.stack.entrypoints import api_url, entrypoints, init
+from flows.stack.entrypoints import entrypoints, init
 from flows.stack.environment import process_environment, shell_environment
 from flows.stack.home import Home
 from flows.stack.service import Service
@@ -39,7 +39,7 @@ class Stack:
     @property
     def api_url(self) -> str:
         """The address of the REST gateway and of the web page."""
-        return api_url(self.settings)
+        return self.settings.api_url
 
     @property
     def docs_url(self) -> str:

@@ -1,0 +1,29 @@
+"""When a run tries again: soon at first, then ever more seldom, and without a place of its pool meanwhile."""
+
+import random
+from datetime import UTC, datetime, timedelta
+
+from prefect.client.schemas.objects import State
+from prefect.states import AwaitingRetry
+
+# Pauses between tries (seconds): the first, doubled each time, up to the longest.
+FIRST_PAUSE = 2.0
+LONGEST_PAUSE = 900.0
+# With these pauses, the last of so many tries comes after about ten hours.
+TRIES = 60
+
+
+def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE) -> State[None]:
+    """The state of a run whose last try failed for something that may pass; to be returned by its flow.
+
+    Whoever is free in the pool takes the run up again when it is due.
+
+    Args:
+        reason: a sentence for the operator, who sees it as the state's message.
+        tries: how many there were.
+        longest: the longest pause (seconds).
+    """
+    ceiling = min(FIRST_PAUSE * 2.0 ** (tries - 1), longest)
+    # At random, so that many runs that failed for the same cause don't return at once.
+    pause = timedelta(seconds=random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, no secret
+    return AwaitingRetry(scheduled_time=datetime.now(UTC) + pause, message=f"{reason} (try {tries} of {TRIES})")
