@@ -49,7 +49,11 @@ class Stopped(Exception):
 
 
 def upload(
-    timestep: Ingested, settings: Settings, store: ObjectStore, log: EventLog, fence: Callable[[], None]
+    timestep: Ingested,
+    settings: Settings,
+    store: ObjectStore,
+    log: EventLog,
+    fence: Callable[[], None] = lambda: None,
 ) -> Uploaded:
     """Stream a timestep's images into one object and prove what is there.
 

@@ -146,7 +146,7 @@ def run_settings(
     for name, value in shell_environment(settings).items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    asyncio.run(object_store.asave(OBJECT_STORE, overwrite=True))
+    asyncio.run(object_store.without_keys().asave(OBJECT_STORE, overwrite=True))
     yield settings
     get_settings.cache_clear()
 

@@ -46,11 +46,12 @@ SLOW = 100_000  # bytes per second
 @pytest.fixture
 def slow_uploads(run_settings: Settings, object_store: ObjectStore) -> None:
     """Uploads that take long enough for something to happen meanwhile."""
-    object_store.model_copy(update={"bytes_per_second": SLOW}).save(OBJECT_STORE, overwrite=True)
+    slow = object_store.without_keys().model_copy(update={"bytes_per_second": SLOW})
+    slow.save(OBJECT_STORE, overwrite=True)
 
 
 async def fast_again(store: ObjectStore) -> None:
-    await store.asave(OBJECT_STORE, overwrite=True)
+    await store.without_keys().asave(OBJECT_STORE, overwrite=True)
 
 
 async def when(condition: Callable[[], Awaitable[bool]], what: str) -> None:
