@@ -22,14 +22,7 @@ def expire_by_rule(wire: S3Wire, days: int) -> None:
     Raises:
         ObjectStoreError: if the rule can't be set.
     """
-    what = f"setting the lifecycle of {wire.location}"
-    rules: list[LifecycleRuleOutputTypeDef] = []
-    try:
-        answer = wire.call(what, wire.client.get_bucket_lifecycle_configuration, Bucket=wire.bucket)
-        rules = [rule for rule in answer["Rules"] if rule.get("ID") != RULE]
-    except Refused as error:
-        if error.code != "NoSuchLifecycleConfiguration":
-            raise
+    rules = [rule for rule in _rules(wire) if rule.get("ID") != RULE]
     rules.append(
         {
             "ID": RULE,
@@ -39,11 +32,34 @@ def expire_by_rule(wire: S3Wire, days: int) -> None:
         }
     )
     wire.call(
-        what,
+        f"setting the lifecycle of {wire.location}",
         wire.client.put_bucket_lifecycle_configuration,
         Bucket=wire.bucket,
         LifecycleConfiguration={"Rules": rules},
     )
+
+
+def has_rule(wire: S3Wire) -> bool:
+    """Whether a lifecycle rule, ours or another, removes incomplete uploads.
+
+    Raises:
+        ObjectStoreError: if the store can't be asked.
+    """
+    return any("AbortIncompleteMultipartUpload" in rule for rule in _rules(wire) if rule["Status"] == "Enabled")
+
+
+def _rules(wire: S3Wire) -> "list[LifecycleRuleOutputTypeDef]":
+    try:
+        answer = wire.call(
+            f"reading the lifecycle of {wire.location}",
+            wire.client.get_bucket_lifecycle_configuration,
+            Bucket=wire.bucket,
+        )
+    except Refused as error:
+        if error.code == "NoSuchLifecycleConfiguration":
+            return []
+        raise
+    return answer["Rules"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -145,6 +147,15 @@ class S3Wire:
             return answer
         with closing(answer):
             raise self._error(method, key, answer)
+
+    def server_time(self) -> datetime | None:
+        """What time it is for the endpoint, whoever asks; None if it does not answer at once, or does not tell."""
+        try:
+            answer = self._pool.request("HEAD", self._bucket_url, redirect=False)
+        except HTTPError:
+            return None
+        date = answer.headers.get("date")
+        return parsedate_to_datetime(date) if date else None
 
     @staticmethod
     def _error(method: str, key: str, answer: urllib3.BaseHTTPResponse) -> Exception:

@@ -43,8 +43,18 @@ def init(
             "after so many days. Its other rules stay. Without this option no rule is touched.",
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Change nothing; say what is wrong or missing, and exit with 1 if anything is."),
+    ] = False,
 ) -> None:
     """Migrations, consumer groups, directories, bucket, blocks, work pools, deployments. Repeatable."""
+    if check:
+        from rich.console import Console
+
+        from flows.check import check_and_report
+
+        sys.exit(check_and_report(get_settings(), Console()))
     from flows.init import initialize
 
     initialize(get_settings(), abort_incomplete_days)

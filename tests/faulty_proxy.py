@@ -2,11 +2,14 @@
 
 import contextlib
 import http.client
+import re
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
@@ -133,6 +136,18 @@ class FlipByte:
         answer = proxy.forward(request, bytes(body))
         request.client.sendall(answer.wire)
         request.answered = answer.status
+
+
+@dataclass
+class Backdate:
+    """Pass everything on, with a clock in the answer that is behind."""
+
+    seconds: float
+
+    def apply(self, request: Request, proxy: "FaultyProxy") -> None:
+        answer = proxy.forward(request, request.receive(request.body_size))
+        date = format_datetime(datetime.now(UTC) - timedelta(seconds=self.seconds), usegmt=True).encode()
+        request.client.sendall(re.sub(rb"(?im)^date:[^\r]*", b"Date: " + date, answer.wire))
 
 
 @dataclass

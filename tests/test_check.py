@@ -1,0 +1,102 @@
+"""`archiver init --check`: what is wrong is said, and what to do."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from pydantic import SecretStr
+
+from blocks.event_log import EventLog
+from blocks.incomplete_uploads import expire_by_rule
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from flows.check import Finding, check
+from flows.cli import main
+from tests.faulty_proxy import Backdate, FaultyProxy
+
+pytest_plugins = ["tests.prefect_server"]
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """An address where nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+def found(settings: Settings) -> dict[str, Finding]:
+    return {finding.about: finding for finding in check(settings)}
+
+
+def test_nothing_is_wrong_after_init(
+    run_settings: Settings,
+    event_log: EventLog,
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (cast(Path, run_settings.data_dir) / "prince" / "events").mkdir(parents=True)
+    expire_by_rule(object_store.wire, days=7)
+    monkeypatch.setattr(sys, "argv", ["archiver", "init", "--check"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    printed = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert ended.value.code == 0, printed
+    for about in ("data directory", "database", "object storage", "clock", "Prefect"):
+        assert printed[about].rstrip().endswith("good")
+    assert "works" in printed["stream"]
+    assert "append-only" in printed["stream"]  # which the tests do without
+    assert "ARCHIVER_WEBHOOK_TOKEN" in printed["webhook"]
+
+
+def test_what_init_has_still_to_do_is_wrong(settings: Settings, empty_database_url: str) -> None:
+    settings = settings.model_copy(update={"database_url": SecretStr(empty_database_url)})
+    findings = found(settings)
+    for about, fault in (
+        ("data directory", f"there is no directory {settings.data_dir}"),
+        ("database", "are still to be applied: `archiver init` does that"),
+        ("stream", "is still to be made: `archiver init` does that"),
+        ("object storage", "does not exist: `archiver init` does that"),
+        ("Prefect", "not set: PREFECT_API_URL"),
+    ):
+        assert fault in findings[about].fault
+    assert "is not there yet" in findings["staging directory"].advice
+
+
+def test_services_that_do_not_answer_are_named(settings: Settings, nowhere: str) -> None:
+    findings = found(
+        settings.model_copy(
+            update={
+                "database_url": SecretStr(f"postgresql://user:very-secret@{nowhere}/archiver"),
+                "redis_url": SecretStr(f"redis://:very-secret@{nowhere}/0"),
+                "aws_endpoint_url": f"http://{nowhere}",
+            }
+        )
+    )
+    assert "ARCHIVER_DATABASE_URL: " in findings["database"].fault
+    assert "ARCHIVER_REDIS_URL: " in findings["stream"].fault
+    assert f"at http://{nowhere} can't be reached" in findings["object storage"].fault
+    assert "not known" in findings["clock"].advice
+    assert "very-secret" not in str(findings)
+
+
+def test_wrong_keys_are_told_from_a_missing_bucket(settings: Settings, object_store: ObjectStore, nowhere: str) -> None:
+    assert "--abort-incomplete-days" in found(settings)["object storage"].advice
+    wrong = settings.model_copy(update={"aws_access_key_id": None})
+    assert found(wrong)["object storage"].fault == "not set: AWS_ACCESS_KEY_ID"
+
+
+def test_a_clock_that_is_wrong_is_noticed(settings: Settings, s3_endpoint: str) -> None:
+    with FaultyProxy.before(s3_endpoint) as proxy:
+        settings = settings.model_copy(update={"aws_endpoint_url": proxy.url})
+        assert found(settings)["clock"] == Finding("clock")
+        proxy.plan(Backdate(600), "HEAD", times=1000)
+        fault = found(settings)["clock"].fault
+    assert "s ahead of the object storage's" in fault
+    assert 590 < float(fault.split(" is ")[1].split()[0]) < 620
