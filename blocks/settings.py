@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     )
 
     @property
-    def api_url(self) -> str:
+    def local_api_url(self) -> str:
         """The address at which this machine reaches the REST gateway."""
         # An address that means "all" is for binding only.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104

@@ -59,7 +59,7 @@ def entrypoints(settings: Settings, env: Mapping[str, str]) -> dict[str, Service
             name="api",
             argv=[*ARCHIVER, "api"],
             env=env,
-            ready=answers(f"{settings.api_url}/health"),
+            ready=answers(f"{settings.local_api_url}/health"),
             ready_timeout=READY_TIMEOUT,
             stop_timeout=STOP_TIMEOUT,
         )

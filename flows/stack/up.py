@@ -39,7 +39,7 @@ class Stack:
     @property
     def api_url(self) -> str:
         """The address of the REST gateway and of the web page."""
-        return self.settings.api_url
+        return self.settings.local_api_url
 
     @property
     def docs_url(self) -> str:
@@ -152,4 +152,4 @@ async def _with_defaults(settings: Settings, home: Home) -> Settings:
     defaults["api_port"] = await home.port("api", host=settings.api_host, wanted=wanted)
     settings = settings.model_copy(update=defaults)
     # Of this stack, whatever the caller's other commands talk to.
-    return settings.model_copy(update={"api_url": api_url(settings)})
+    return settings.model_copy(update={"api_url": settings.local_api_url})
