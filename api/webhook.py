@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from api.deps import Services, ServicesDep, require_surf_archiver
 from api.problems import Problem, documented
 from blocks.messages import LogEvent
-from blocks.surf_archiver import InvalidNotice, Notice, Reading, read_notice
+from blocks.surf_archiver import SOURCE, InvalidNotice, Notice, Reading, read_notice
 from blocks.tables import Timestep
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["surf-archiver"], dependencies=[Depends(require_surf_archiver)])
 
 MAX_BODY_BYTES = 8 << 20
-SOURCE = "surf-archiver"
 
 
 class Receipt(BaseModel):

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 from blocks.event_file import TimestepType
 from blocks.messages import Archived
 
+SOURCE = "surf-archiver"  # of the events that come from its notices
+
 _PREFIXES = tuple(f"{kind.prefix}/" for kind in TimestepType)
 _MAX_BYTES = 1024  # of a key, in S3
 

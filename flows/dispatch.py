@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from blocks.event_log import Entry, EventLog, UnreadableEntry
 from blocks.messages import Failed, Ingested
 from blocks.settings import Settings, get_settings
+from flows.bridge import keep_bridging
 from flows.runs import Runs
 from flows.sweep import keep_swept
 from flows.upload import conclude
@@ -230,6 +231,9 @@ async def keep_recording(log: EventLog, runs: Runs) -> None:
         await asyncio.sleep(RECORD_SECONDS)
 
 
+Companion = Callable[[], Coroutine[None, None, None]]
+
+
 @dataclass(frozen=True)
 class Entrypoint:
     """A worker with the name of its entrypoint and work pool, and its connections."""
@@ -243,10 +247,10 @@ class Entrypoint:
         """The runs of a deployment of this pool, executed here where there is a place."""
         return Runs(deployment, self.client, self.log, self.worker)
 
-    async def serve(self, companion: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Execute the pool's runs, and run the companion beside them, until a signal."""
+    async def serve(self, *companions: Companion) -> None:
+        """Execute the pool's runs, and run the companions beside them, until a signal."""
         beat = get_settings().heartbeat_file
-        await serve(self.worker, companion, lambda: keep_swept(self.worker, self.name, self.client, self.log, beat))
+        await serve(self.worker, *companions, lambda: keep_swept(self.worker, self.name, self.client, self.log, beat))
 
 
 @asynccontextmanager
@@ -274,4 +278,8 @@ async def state_manager(settings: Settings) -> None:
     """The entrypoint: have the stream's events recorded, and execute these runs, until a signal."""
     settings.require("database_url")
     async with entrypoint("state-manager", settings) as this:
-        await this.serve(lambda: keep_recording(this.log, this.runs("record-events/state-manager")))
+        runs = this.runs("record-events/state-manager")
+        companions: list[Companion] = [lambda: keep_recording(this.log, runs)]
+        if settings.rabbitmq_url:
+            companions.append(lambda: keep_bridging(settings, this.log))
+        await this.serve(*companions)

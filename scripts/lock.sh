@@ -7,4 +7,4 @@ lock() { .venv/bin/uv pip compile --quiet --no-emit-index-url --no-header --gene
 lock --all-extras -o requirements.lock "$@"
 # No version but those that were tested.
 rm -f requirements-image.lock
-lock --extra replicas --no-annotate -c requirements.lock -o requirements-image.lock
+lock --extra replicas --extra amqp --no-annotate -c requirements.lock -o requirements-image.lock

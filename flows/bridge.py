@@ -1,0 +1,103 @@
+"""What surf-archiver up to 0.1.3 publishes over AMQP, taken into the stream."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, cast
+
+from pydantic import SecretStr
+from redis.exceptions import RedisError
+
+from blocks.errors import ArchiverError
+from blocks.event_log import EventLog
+from blocks.messages import LogEvent
+from blocks.settings import Settings
+from blocks.surf_archiver import SOURCE, InvalidNotice, Reading, read_notice
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+logger = logging.getLogger(__name__)
+
+EXCHANGE = "surf-data-archive"
+QUEUE = "state-manager"
+# What could not be used of the messages: whole messages, each with the reason in its header `reason`.
+DEAD_LETTERS = "state-manager.dead-letter"
+
+RECONNECT_SECONDS = 5.0
+_MAX_REASON = 2000  # characters; a broker limits the size of headers
+
+
+class BridgeNotInstalled(ArchiverError):
+    """ARCHIVER_RABBITMQ_URL is set, but what speaks AMQP is not installed."""
+
+
+async def keep_bridging(settings: Settings, log: EventLog) -> None:
+    """Take notices from the broker's queue into the stream, until cancelled.
+
+    Raises:
+        BridgeNotInstalled: without the extra `amqp`.
+    """
+    try:
+        from aio_pika.exceptions import AMQPError
+    except ModuleNotFoundError as error:
+        raise BridgeNotInstalled(
+            "ARCHIVER_RABBITMQ_URL is set, which needs aio-pika: pip install 'timestep-archiver[amqp]'"
+        ) from error
+    while True:
+        try:
+            await _bridge(settings, log)
+        except (AMQPError, OSError) as error:
+            logger.warning("surf-archiver's broker is away, so its notices wait: %s: %s", type(error).__name__, error)
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _bridge(settings: Settings, log: EventLog) -> None:
+    """Take in what comes, for as long as the broker stays."""
+    from aio_pika import ExchangeType, connect
+
+    url = cast(SecretStr, settings.rabbitmq_url).get_secret_value()
+    async with await connect(url, timeout=10) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=10)
+        # As surf-archiver declares it; it is gone whenever the broker restarts, our queues are not.
+        exchange = await channel.declare_exchange(EXCHANGE, ExchangeType.FANOUT)
+        await channel.declare_queue(DEAD_LETTERS, durable=True)
+        queue = await channel.declare_queue(QUEUE, durable=True)
+        await queue.bind(exchange)
+        logger.info("Listening to surf-archiver at the broker")
+        async with queue.iterator() as messages:
+            async for message in messages:
+                await _take_in(message, channel, settings.bucket, log)
+
+
+async def _take_in(message: "AbstractIncomingMessage", channel: "AbstractChannel", bucket: str, log: EventLog) -> None:
+    """Acknowledge a message once everything in it that makes sense is in the stream, and the rest is kept."""
+    try:
+        reading = read_notice(message.body, bucket)
+    except InvalidNotice as error:
+        reading = Reading(refused=[str(error)])
+    for archived in reading.archived:
+        await _append(LogEvent.of(archived, SOURCE), log)
+    if reading.refused:
+        await _keep(message, "; ".join(reading.refused), channel)
+    await message.ack()
+    logger.info("surf-archiver's notice: %d keys, %d refused", len(reading.archived), len(reading.refused))
+
+
+async def _append(event: LogEvent, log: EventLog) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(log.append, event)
+        except RedisError as error:
+            logger.warning("surf-archiver's notice waits, because Redis is away: %s", error)
+            await asyncio.sleep(2)
+        else:
+            return
+
+
+async def _keep(message: "AbstractIncomingMessage", reason: str, channel: "AbstractChannel") -> None:
+    from aio_pika import DeliveryMode, Message
+
+    logger.warning("surf-archiver's notice is kept in the queue %s: %s", DEAD_LETTERS, reason)
+    copy = Message(message.body, headers={"reason": reason[:_MAX_REASON]}, delivery_mode=DeliveryMode.PERSISTENT)
+    await channel.default_exchange.publish(copy, DEAD_LETTERS)
