@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from queue import SimpleQueue
@@ -172,7 +173,7 @@ class MultipartUpload:
             try:
                 for number in range(1, count + 1):
                     buffer = free.get()
-                    flying.append(pool.submit(send, number, buffer, fill(reader, buffer)))
+                    flying.append(pool.submit(copy_context().run, send, number, buffer, fill(reader, buffer)))
                     while flying and (flying[0].done() or number == count):
                         part, size = flying.popleft().result()
                         parts.append(part)

@@ -3,7 +3,7 @@
 import socket
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -109,6 +109,11 @@ class Settings(BaseSettings):
         "days after which the stream may forget what [nobody needs any more](state.md#the-stream)",
         used_by="state-manager",
         gt=0,
+    )
+    log_format: Literal["json", "text"] = _setting(
+        "json",
+        "of the entrypoints' logs: `json`, one object per line, or `text`",
+        used_by="event-ingester, upload-worker, state-manager, api",
     )
     consumer: str = _setting(
         socket.gethostname,

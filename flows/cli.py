@@ -91,7 +91,12 @@ def api() -> None:
 
     settings = get_settings()
     # By name, because the flows do not import the API.
-    uvicorn.run("api.app:create_app", factory=True, host=settings.api_host, port=settings.api_port)
+    config = uvicorn.Config(
+        "api.app:create_app", factory=True, host=settings.api_host, port=settings.api_port, log_config=None
+    )
+    config.load()
+    _log()
+    uvicorn.Server(config).run()
 
 
 @app.command()
@@ -190,6 +195,14 @@ for command in (commands.ls, commands.status, commands.fetch):
     app.command()(command)
 
 
+def _log() -> None:
+    """Log as the settings say, now that all that sets logging up is imported."""
+    from blocks.logs import log_as_json
+
+    if get_settings().log_format == "json":
+        log_as_json()
+
+
 def _run(entrypoint: Coroutine[None, None, None]) -> None:
     """Run an entrypoint until SIGTERM or SIGINT and end the process, even while a thread is still at work.
 
@@ -198,6 +211,7 @@ def _run(entrypoint: Coroutine[None, None, None]) -> None:
     """
     from blocks.lease import give_back_all
 
+    _log()
     loop = asyncio.new_event_loop()
     # Threads mostly wait, for disks and servers. A mount that hangs must leave some for the others.
     loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="archiver"))

@@ -15,6 +15,7 @@ from prefect.states import Completed, Scheduled
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import Fingerprint, ImagesMissing, ImagingSystem
+from blocks.logs import log_about
 from blocks.messages import Cleared, Ingested, LogEvent, Rejected
 from blocks.settings import get_settings
 
@@ -178,6 +179,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     with closing(EventLog.from_settings(settings)) as log:
         try:
             event = await asyncio.to_thread(source.read_event, event_file)
+            log_about(event.timestep_id)
             seen = await asyncio.to_thread(source.fingerprint, event_file, event.img_dir, content=True)
             warnings = await find_images(source, event_file, event, in_time=in_time)
             ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)

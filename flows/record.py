@@ -92,7 +92,8 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
             raise
         if len(entries) > 1:
             return sum(record_batch(log, engine, [entry]) for entry in entries)
-        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entries[0].id, reason)
+        about = {"timestep_id": entries[0].fields.get("timestep_id")}
+        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entries[0].id, reason, extra=about)
         log.dead_letters(GROUP).add(entries[0], reason)
         return 0
     log.acknowledge(GROUP, *(entry.id for entry in entries))

@@ -24,6 +24,7 @@ from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import LeaseLost, LeaseTaken, hold
+from blocks.logs import log_about
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
@@ -110,6 +111,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     """
     settings = get_settings()
     settings.require("data_dir")
+    log_about(timestep.timestep_id)
     tries = current_run.run_count
     with closing(EventLog.from_settings(settings)) as log:
         try:

@@ -1,0 +1,87 @@
+"""Logs are JSON, and name the timestep they are about."""
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from blocks.event_log import EventLog
+from blocks.logs import log_about, log_as_json
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from tests.served_api import served
+
+ONE, OTHER = UUID(int=1), UUID(int=2)
+
+logger = logging.getLogger("blocks.of_the_tests")
+
+
+class Lines(io.StringIO):
+    """What was logged."""
+
+    def read_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.getvalue().splitlines()]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    stream = Lines()
+    logger.setLevel(logging.INFO)
+    log_as_json(stream)
+    yield stream
+    root.handlers[:] = handlers
+
+
+def test_a_line_says_when_who_and_what(lines: Lines) -> None:
+    logger.info("recorded %d events", 3)
+    (line,) = lines.read_lines()
+    assert line.pop("time").startswith("20")
+    assert line == {"level": "INFO", "logger": "blocks.of_the_tests", "message": "recorded 3 events"}
+
+
+def test_an_exception_stays_in_its_line(lines: Lines) -> None:
+    try:
+        int("two\nlines")
+    except ValueError:
+        logger.exception("it failed")
+    (line,) = lines.read_lines()
+    assert "ValueError: invalid literal" in line["exc_info"]
+
+
+def test_every_line_names_the_timestep_that_it_concerns(lines: Lines) -> None:
+    async def work(timestep_id: UUID) -> None:
+        log_about(timestep_id)
+        logger.info("begins")
+        await asyncio.sleep(0)
+        await asyncio.to_thread(logger.info, "in a thread")
+
+    async def both() -> None:
+        await asyncio.gather(work(ONE), work(OTHER))
+        logger.info("of nothing")
+
+    asyncio.run(both())
+    found = lines.read_lines()
+    for timestep_id in (ONE, OTHER):
+        about = [line["message"] for line in found if line.get("timestep_id") == str(timestep_id)]
+        assert about == ["begins", "in a thread"]
+    assert "timestep_id" not in found[-1]
+
+
+def test_requests_are_logged_without_their_query(
+    lines: Lines, settings: Settings, object_store: ObjectStore, event_log: EventLog
+) -> None:
+    with served(settings) as url:
+        log_as_json(lines)
+        httpx.get(f"{url}/api/1/timesteps/{ONE}?token=hunter2")
+    (line,) = (line for line in lines.read_lines() if line["logger"] == "uvicorn.access")
+    assert (line["method"], line["status"], line["timestep_id"]) == ("GET", 404, str(ONE))
+    assert line["path"] == f"/api/1/timesteps/{ONE}"
+    assert "hunter2" not in lines.getvalue()
