@@ -121,6 +121,15 @@ class EventLog(Block):
         arguments = (event.model_dump_json(), event.type, event.subject or "", str(_REMEMBER_SECONDS))
         return cast(str, self.redis.eval(_APPEND_ONCE, len(keys), *keys, *arguments))
 
+    def repeat(self, event: LogEvent) -> str:
+        """Append an event that is there already, so that what it asks for is done once more.
+
+        Returns:
+            The id of its new entry.
+        """
+        fields = {"event": event.model_dump_json(), "type": event.type, "timestep_id": event.subject or ""}
+        return cast(str, self.redis.xadd(self.stream, fields))  # type: ignore[arg-type]
+
     def ensure_groups(self) -> None:
         """Create the stream and its groups where missing, to be read from the very first entry."""
         for group in GROUPS:

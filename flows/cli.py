@@ -191,6 +191,23 @@ def replay(
         typer.echo("nothing is set aside")
 
 
+@app.command()
+def backfill(
+    failed: Annotated[bool, typer.Option("--failed", help="Timesteps that were given up.")] = False,
+    system: Annotated[str | None, typer.Option(help="Only those of this imaging system.")] = None,
+) -> None:
+    """Upload again what was given up, when what it failed for was mended."""
+    from flows.backfill import backfill_failed
+
+    if not failed:
+        raise typer.BadParameter("say what to take up again: --failed")
+    said = 0
+    for timestep in backfill_failed(get_settings(), system):
+        typer.echo(f"{timestep.timestep_id} {timestep.title} is taken up again")
+        said += 1
+    typer.echo(f"{said} timesteps")
+
+
 for command in (commands.ls, commands.status, commands.fetch):
     app.command()(command)
 

@@ -1,0 +1,52 @@
+"""Takes up again what was given up."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import cast
+
+from sqlmodel import Session, col, select
+
+from blocks.database import create_engine
+from blocks.event_log import EventLog
+from blocks.messages import DATA_TYPES, Ingested, LogEvent
+from blocks.settings import Settings
+from blocks.tables import Timestep, TimestepEvent, TimestepState
+
+
+def backfill_failed(settings: Settings, system: str | None = None) -> Iterator[Ingested]:
+    """Say once more in the stream that each failed timestep was ingested, so that it gets another upload.
+
+    For the database nothing new is said, as the event is the same. The dispatcher sees a new entry, and
+    treats it like any other: so many at a time as there are places.
+
+    Args:
+        system: only timesteps of this imaging system.
+
+    Returns:
+        What was said again, one after the other as it is done.
+
+    Raises:
+        MissingSetting: without database or Redis.
+    """
+    settings.require("database_url", "redis_url")
+    failed = (
+        select(TimestepEvent)
+        .join(Timestep, col(Timestep.id) == col(TimestepEvent.timestep_id))
+        .where(col(Timestep.state) == TimestepState.FAILED, col(TimestepEvent.type) == Ingested.type)
+        .order_by(col(Timestep.id), col(TimestepEvent.time))
+        .distinct(col(Timestep.id))
+    )
+    if system is not None:
+        failed = failed.where(col(Timestep.system) == system)
+    engine = create_engine(settings)
+    try:
+        with closing(EventLog.from_settings(settings)) as log, Session(engine) as session:
+            for row in session.exec(failed):
+                data = cast(Ingested, DATA_TYPES[row.type].model_validate(row.data))
+                subject = str(data.timestep_id)
+                log.repeat(
+                    LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data)
+                )
+                yield data
+    finally:
+        engine.dispose()
