@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 from typer.testing import CliRunner
@@ -17,7 +17,7 @@ from flows.cli import app
 from flows.record import record_waiting
 from tests.events import announced, failed, ingested, said, uploaded
 
-Backfill = Callable[..., Result]
+Backfill = Callable[..., Any]
 
 
 @pytest.fixture
