@@ -20,7 +20,7 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 
 
 # Who talks to the object storage.
-_OBJECT_STORAGE = "init, event-ingester, upload-worker, api, `purge`"
+_OBJECT_STORAGE = "init, event-ingester, upload-worker, api, `purge`, `verify`"
 
 
 def _setting(default: Any, meaning: str, *, used_by: str, without: str | None = None, **rules: Any) -> Any:
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = _setting(
         None,
         "PostgreSQL, `postgresql://user:password@host/name`",
-        used_by="init, event-ingester (to purge), state-manager, api, `purge`",
+        used_by="init, event-ingester (to purge), state-manager, api, `purge`, `verify`",
         without="embedded",
     )
     redis_url: SecretStr | None = _setting(
@@ -77,7 +77,10 @@ class Settings(BaseSettings):
         without="embedded",
     )
     rabbitmq_url: SecretStr | None = _setting(
-        None, "RabbitMQ that surf-archiver up to 0.1.3 publishes to; nothing uses it yet", used_by="state-manager"
+        None,
+        "RabbitMQ that surf-archiver up to 0.1.3 [publishes to](state.md#surf-archiver), `amqp://user:password@host/`; "
+        "needs the extra `amqp`",
+        used_by="state-manager",
     )
     bucket: str = _setting("timesteps", "the bucket that holds the tars", used_by=_OBJECT_STORAGE)
     webhook_token: SecretStr | None = _setting(
