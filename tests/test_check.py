@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -90,6 +91,31 @@ def test_wrong_keys_are_told_from_a_missing_bucket(settings: Settings, object_st
     assert "--abort-incomplete-days" in found(settings)["object storage"].advice
     wrong = settings.model_copy(update={"aws_access_key_id": None})
     assert found(wrong)["object storage"].fault == "not set: AWS_ACCESS_KEY_ID"
+
+
+def test_rules_that_delete_timesteps_are_wrong_unless_they_are_for_archived_ones(
+    settings: Settings, object_store: ObjectStore
+) -> None:
+    def put(name: str, where: dict[str, object]) -> None:
+        rule = {"ID": name, "Filter": where, "Status": "Enabled", "Expiration": {"Days": 30}}
+        object_store.client.put_bucket_lifecycle_configuration(
+            Bucket=settings.bucket,
+            LifecycleConfiguration={"Rules": [rule]},  # type: ignore[list-item]
+        )
+
+    put("after a month", {"Prefix": "images/"})
+    assert "delete timesteps: after a month. Remove" in found(settings)["object storage"].fault
+    put("archived", {"Tag": {"Key": "archived", "Value": "true"}})
+    assert not found(settings)["object storage"].fault
+
+
+def test_a_clock_that_differs_from_the_services_is_noticed(
+    settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = datetime.now(UTC).timestamp() - 600
+    monkeypatch.setattr("flows.check.time.time", lambda: behind)
+    for about, whose in (("database", "PostgreSQL's"), ("stream", "Redis'")):
+        assert f"s behind {whose}" in found(settings)[about].fault
 
 
 def test_a_clock_that_is_wrong_is_noticed(settings: Settings, s3_endpoint: str) -> None:
