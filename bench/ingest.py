@@ -33,7 +33,8 @@ from rich.table import Table
 
 from bench.surroundings import redis_server
 from blocks.event_log import EventLog
-from blocks.imaging_system import Fingerprint, ImagingSystem
+from blocks.fingerprint import Fingerprint
+from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
 from flows import system_watch
 from flows.runs import Runs

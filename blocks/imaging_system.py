@@ -3,23 +3,28 @@
 import errno
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Literal, Self, cast
 from zoneinfo import ZoneInfo
 
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
+from blocks.discovery import is_event_file
 from blocks.errors import ArchiverError
 from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
+from blocks.fingerprint import Fingerprint
 from blocks.image_survey import Survey
 from blocks.mounts import mount_of
 
 logger = logging.getLogger(__name__)
+
+# A source with less room than this part of its disk is emptied by staging.
+_NEARLY_FULL = 0.1
 
 # What is wrong with a file, or with where it points. Any other error is the mount's, and passes.
 _FAULTS = {
@@ -39,23 +44,6 @@ class ImagesMissing(Exception):
 
 class SystemAway(ArchiverError):
     """A system's directory is not there. That is not the fault of its events."""
-
-
-class Fingerprint(BaseModel):
-    """What decides about an event file, as it was on disk: when it differs, look again."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: str = Field(description="State of the event file itself.")
-    access: str | None = Field(None, description="Who may read it, where the verdict may depend on it.")
-    img_dir: str | None = Field(None, description="The image directory, where the verdict depends on it.")
-    images: str | None = Field(None, description="State of that directory.")
-    content: str | None = Field(None, description="State of each image, where the verdict depends on them.")
-
-    @staticmethod
-    def state_of(status: os.stat_result) -> str:
-        """What `file` is for an event file in this state."""
-        return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 
 class ImagingSystem(Block):
@@ -90,6 +78,12 @@ class ImagingSystem(Block):
         "with a warning.",
     )
 
+    staging: Literal["never", "always", "auto"] = Field(
+        "never",
+        description="Copy timesteps to the staging directory before they are uploaded; auto does where the source is "
+        "on a network mount, or its disk is nearly full.",
+    )
+    staging_retention_hours: float = Field(24.0, ge=0, description="Delete a copy so long after its upload.")
     source_retention_days: float | None = Field(
         None, ge=0, description="Delete a timestep's files so long after its upload; never if empty."
     )
@@ -103,16 +97,6 @@ class ImagingSystem(Block):
     def _known_zone(cls, value: str) -> str:
         ZoneInfo(value)
         return value
-
-    @classmethod
-    def discover(cls, root: Path) -> list[str]:
-        """Names of the systems below a root, sorted. A root that is not mounted has none."""
-        try:
-            with os.scandir(root) as entries:
-                found = sorted(entry.name for entry in entries if _is_system(entry))
-        except FileNotFoundError:
-            return []
-        return [name for name in found if _is_text(name)]
 
     @classmethod
     async def configured(cls, name: str, root: Path) -> Self:
@@ -142,6 +126,14 @@ class ImagingSystem(Block):
             return self.watching
         return "polling" if mount_of(self.directory).is_network else "native"
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether its timesteps are copied before they are uploaded."""
+        if self.staging != "auto":
+            return self.staging == "always"
+        disk = shutil.disk_usage(self.directory)
+        return mount_of(self.directory).is_network or disk.free < _NEARLY_FULL * disk.total
+
     def event_files(self) -> Iterator[tuple[str, os.stat_result]]:
         """Path below the system's directory, and state, of each event file that is there now."""
         with os.scandir(self.directory / "events") as entries:
@@ -160,14 +152,14 @@ class ImagingSystem(Block):
             FileNotFoundError: when the event file is not there.
         """
         status = (self.directory / event_file).lstat()
-        alone = Fingerprint(file=Fingerprint.state_of(status), access=_access(status))
+        alone = Fingerprint(file=Fingerprint.state_of(status), access=Fingerprint.access_of(status))
         if img_dir is None:
             return alone
         states = []
         for directory in (self.directory / img_dir, self.directory / img_dir / "Img"):
             try:
                 status = directory.stat()
-                states.append(f"{Fingerprint.state_of(status)} {_access(status)}")
+                states.append(f"{Fingerprint.state_of(status)} {Fingerprint.access_of(status)}")
             except OSError as error:
                 states.append(type(error).__name__)
         found = alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
@@ -289,41 +281,6 @@ class ImagingSystem(Block):
         return [sentence for sentence in (survey.surplus, survey.damage) if sentence]
 
 
-def _is_system(entry: os.DirEntry[str]) -> bool:
-    try:
-        if entry.is_symlink():
-            if (Path(entry.path) / "events").is_dir():
-                _say_once(f"{entry.path} is left out, because it is a symbolic link; mount or bind it there instead")
-            return False
-        return stat.S_ISDIR((Path(entry.path) / "events").stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        # One mount that fails must not hide the others.
-        logger.warning("%s is left out, because it can't be read: %s", entry.path, error)
-        return False
-
-
-@cache
-def _say_once(sentence: str) -> None:
-    logger.warning("%s", sentence)
-
-
-def is_event_file(name: str) -> bool:
-    """Whether an event file may have this name; a hidden one is still being written."""
-    return name[-5:].lower() == ".json" and not name.startswith(".") and _is_text(name)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        # Of 100,000 names, most are ASCII, which is soon told.
-        _ = name.isascii() or name.encode()
-    except UnicodeEncodeError:
-        _say_once(f"{os.fsencode(name)!r} is left out, because its name is not UTF-8; rename it")
-        return False
-    return True
-
-
 @contextmanager
 def _faults(sentence: str, *more: int) -> Iterator[None]:
     """Take an OSError for the event's fault where it is one of `_FAULTS`, or of these more."""
@@ -333,7 +290,3 @@ def _faults(sentence: str, *more: int) -> Iterator[None]:
         if error.errno not in _FAULTS.union(more):
             raise
         raise InvalidEventFile(f"{sentence}: {error.strerror}") from error
-
-
-def _access(status: os.stat_result) -> str:
-    return f"{status.st_mode:o}-{status.st_uid}-{status.st_gid}"

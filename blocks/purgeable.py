@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Literal, cast
+from typing import cast
 from uuid import UUID
 
 from sqlalchemy import Engine, tuple_
@@ -30,6 +30,25 @@ class Purgeable:
     """By their names: paths below the image directory."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one timestep's files."""
+
+    title: str
+    files: int = 0
+    bytes: int = 0
+    kept: str = ""
+    """Why they stay; empty if they don't."""
+
+    def __str__(self) -> str:
+        return f"{self.title}: " + (f"kept, {self.kept}" if self.kept else f"{self.files} files, {self.bytes} bytes")
+
+
+def title_of(row: Timestep) -> str:
+    """What an operator searches for: `prince 20261101_004 2026-11-23 10:42:07`, in UTC."""
+    return f"{row.system} {row.experiment_id} {row.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
 class PurgeableTimesteps:
     """The timesteps of the database, for whoever deletes files."""
 
@@ -37,12 +56,14 @@ class PurgeableTimesteps:
         # The state-manager is the one that writes.
         self._engine = engine.execution_options(postgresql_readonly=True)
 
-    def uploaded_before(
-        self, system: str, before: datetime, purged: Literal["source", "staging"]
-    ) -> Iterator[Timestep]:
-        """A system's timesteps, oldest upload first, of which these files are not known to be deleted."""
-        purged_at = col(Timestep.source_purged_at if purged == "source" else Timestep.staging_purged_at)
-        uploaded_at = col(Timestep.uploaded_at)
+    def find(self, timestep_id: UUID) -> Timestep | None:
+        """The row of a timestep, if there is one."""
+        with Session(self._engine) as session:
+            return session.get(Timestep, timestep_id)
+
+    def uploaded_before(self, system: str, before: datetime) -> Iterator[Timestep]:
+        """A system's timesteps, oldest upload first, of which the source is not known to be deleted."""
+        uploaded_at, purged_at = col(Timestep.uploaded_at), col(Timestep.source_purged_at)
         query = select(Timestep).where(Timestep.system == system, uploaded_at < before, purged_at.is_(None))
         query = query.order_by(uploaded_at, col(Timestep.id)).limit(_PAGE)
         last: tuple[datetime, UUID] | None = None

@@ -60,9 +60,15 @@ class Settings(BaseSettings):
     )
     staging_dir: AbsolutePath | None = _setting(
         None,
-        "will hold copies of timesteps; `init` makes it, nothing uses it yet",
-        used_by="init",
+        "holds copies of timesteps, for systems that [stage](#imaging-systems); all parts must see the same directory",
+        used_by="init, event-ingester, upload-worker, `purge`",
         without="embedded: `staging` below the home",
+    )
+    staging_budget_bytes: int | None = _setting(
+        None,
+        "all copies together may have so many bytes; a twentieth of their disk stays free in any case",
+        used_by="event-ingester",
+        ge=0,
     )
     database_url: SecretStr | None = _setting(
         None,

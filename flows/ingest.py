@@ -14,10 +14,13 @@ from prefect.states import Completed, Scheduled
 
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.imaging_system import Fingerprint, ImagesMissing, ImagingSystem
+from blocks.fingerprint import Fingerprint
+from blocks.imaging_system import ImagesMissing, ImagingSystem
 from blocks.logs import log_about
 from blocks.messages import Cleared, Ingested, LogEvent, Rejected
 from blocks.settings import get_settings
+from blocks.source_file import BundleError, SourceChanged
+from blocks.staging import Staging, StagingFull
 
 STAGE = "event-ingester"
 
@@ -139,6 +142,24 @@ async def find_images(system: ImagingSystem, event_file: str, event: ImagingEven
     return warnings
 
 
+@task(task_run_name="copy {event.img_dir}")
+async def stage(system: ImagingSystem, event: ImagingEvent) -> None:
+    """Copy the images to staging, where the upload finds them.
+
+    Raises:
+        StagingFull: when there is no room now.
+        ImagesMissing: when they change meanwhile.
+        InvalidEventFile: when they can't be bundled as they are.
+    """
+    staging = Staging.from_settings(get_settings())
+    try:
+        await asyncio.to_thread(staging.stage, system.name, event.timestep_id, system.directory / event.img_dir)
+    except SourceChanged as error:
+        raise ImagesMissing(str(error)) from error
+    except BundleError as error:
+        raise InvalidEventFile(str(error)) from error
+
+
 def wait_for_images(why: str, since: datetime, system: ImagingSystem) -> State[None]:
     """The state of a run that waits: seen in the UI with what is missing, and without a place in the pool."""
     now = datetime.now(UTC)
@@ -182,7 +203,15 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             log_about(event.timestep_id)
             seen = await asyncio.to_thread(source.fingerprint, event_file, event.img_dir, content=True)
             warnings = await find_images(source, event_file, event, in_time=in_time)
+            if await asyncio.to_thread(lambda: source.is_staged):
+                await stage(source, event)
             ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
+        except StagingFull as error:
+            return Scheduled(
+                scheduled_time=datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE),
+                name="AwaitingSpace",
+                message=f"waiting, as {error}",
+            )
         except ImagesMissing as error:
             if in_time:
                 return wait_for_images(str(error), began, source)

@@ -6,8 +6,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import cast
 from uuid import UUID
@@ -18,36 +18,26 @@ from prefect.states import Completed
 
 from blocks.database import create_engine
 from blocks.deletion import NotDeleted, delete_empty_directories, delete_files
+from blocks.discovery import discover_systems
 from blocks.event_log import EventLog
-from blocks.imaging_system import Fingerprint, ImagingSystem, SystemAway
+from blocks.fingerprint import Fingerprint
+from blocks.imaging_system import ImagingSystem, SystemAway
 from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.messages import LogEvent, SourcePurged
 from blocks.mounts import mount_of
 from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.purge_proof import prove_event_file, prove_files, prove_object
-from blocks.purgeable import NotProven, Purgeable, PurgeableTimesteps
+from blocks.purgeable import NotProven, Outcome, Purgeable, PurgeableTimesteps, title_of
 from blocks.settings import Settings, get_settings
+from blocks.staging import Staging
+from flows.purge_staging import STAGE, StagingPurge
+from flows.upload import lease_name
 
 logger = logging.getLogger(__name__)
 
-STAGE = "purge-timesteps"
 # How long it is remembered what was begun to be deleted: longer than a timestep takes to be recorded.
 _REMEMBER_SECONDS = 30 * 24 * 3600
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one timestep's files."""
-
-    title: str
-    files: int = 0
-    bytes: int = 0
-    kept: str = ""
-    """Why they stay; empty if they don't."""
-
-    def __str__(self) -> str:
-        return f"{self.title}: " + (f"kept, {self.kept}" if self.kept else f"{self.files} files, {self.bytes} bytes")
 
 
 class SourcePurge:
@@ -83,8 +73,8 @@ class SourcePurge:
             logger.warning("Nothing of %s is deleted: %s is mounted read-only", name, self._system.directory)
             return
         claims = self._claims()
-        for row in self._timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days), "source"):
-            title = f"{name} {row.experiment_id} {row.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+        for row in self._timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
+            title = title_of(row)
             try:
                 files, size = self._purge(self._timesteps.load(row), claims, do_it=do_it)
             except (NotProven, NotDeleted, LeaseTaken, LeaseLost, ObjectStoreError) as error:
@@ -101,7 +91,7 @@ class SourcePurge:
         """Images first, the event file last: until then, everybody can see what is being deleted."""
         home, row, ingested = self._system.directory, timestep.row, timestep.ingested
         # Whoever uploads the timestep, again or still, reads these files.
-        with hold(self._log.redis, f"{self._log.stream}:lease:{row.key}") as lease:
+        with hold(self._log.redis, lease_name(self._log, row.key or "")) as lease:
             _check_unclaimed(timestep, claims)
             self._timesteps.check_unshared(row)
             checks = prove_object(timestep, self._store, needs_tape=self._system.purge_needs_tape)
@@ -179,8 +169,13 @@ def purge(
     try:
         with closing(EventLog.from_settings(settings)) as log:
             for system in systems:
+                timesteps = PurgeableTimesteps(engine)
+                passes = [SourcePurge(system, timesteps, store, log, run_id).run(do_it=do_it)]
+                if settings.staging_dir:
+                    staging = Staging.from_settings(settings)
+                    passes.append(StagingPurge(system, staging, timesteps, store, log, run_id).run(do_it=do_it))
                 try:
-                    for outcome in SourcePurge(system, PurgeableTimesteps(engine), store, log, run_id).run(do_it=do_it):
+                    for outcome in chain(*passes):
                         say(outcome)
                         outcomes.append(outcome)
                 except (SystemAway, OSError) as error:
@@ -199,7 +194,7 @@ async def configured_systems(settings: Settings, only: str | None = None) -> lis
     """The systems that are there, each as its block says, or only the one of this name."""
     settings.require("data_dir", "database_url")
     root = cast(Path, settings.data_dir)
-    found = await asyncio.to_thread(ImagingSystem.discover, root)
+    found = await asyncio.to_thread(discover_systems, root)
     return [await ImagingSystem.configured(name, root) for name in found if only in (None, name)]
 
 

@@ -16,9 +16,11 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
+from blocks.discovery import is_event_file
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.imaging_system import Fingerprint, ImagingSystem, is_event_file
+from blocks.fingerprint import Fingerprint
+from blocks.imaging_system import ImagingSystem
 from flows.ingest import clear
 from flows.runs import Runs
 from flows.verdicts import Verdicts

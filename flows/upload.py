@@ -30,6 +30,7 @@ from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
 from blocks.remembered import Remembered
 from blocks.settings import Settings, get_settings
+from blocks.staging import Staging
 from blocks.upload_journal import RedisJournal
 from flows.again import TRIES, try_again
 
@@ -70,8 +71,7 @@ def upload(
         LeaseTaken: while another process uploads the same timestep.
     """
     started_at = datetime.now(UTC)
-    system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
-    directory = system.check_images(timestep.event, accept_surplus=bool(timestep.warnings))
+    directory = find_images(timestep, settings)
     bundle = Bundle.of(directory, timestep.metadata)
     key = timestep.event.key
     with hold(log.redis, lease_name(log, key)) as lease:
@@ -90,6 +90,19 @@ def upload(
         started_at=started_at,
         **dict(stored),
     )
+
+
+def find_images(timestep: Ingested, settings: Settings) -> Path:
+    """The directory to read: the copy in staging where there is a sound one, or else the source.
+
+    Raises:
+        ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
+    """
+    copy = settings.staging_dir and Staging.from_settings(settings).find(timestep.system, timestep.timestep_id)
+    if copy:
+        return copy
+    system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
+    return system.check_images(timestep.event, accept_surplus=bool(timestep.warnings))
 
 
 def lease_name(log: EventLog, key: str) -> str:

@@ -2,7 +2,8 @@
 
 import os
 
-from blocks.imaging_system import Fingerprint, ImagingSystem
+from blocks.fingerprint import Fingerprint
+from blocks.imaging_system import ImagingSystem
 
 
 class Verdicts:

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import cast
 
+from blocks.discovery import discover_systems
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
@@ -33,7 +34,7 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
-                    found = await asyncio.to_thread(ImagingSystem.discover, self._root)
+                    found = await asyncio.to_thread(discover_systems, self._root)
                 except OSError as error:
                     logger.warning("No system is looked for: %s can't be read: %s", self._root, error)
                     found = []

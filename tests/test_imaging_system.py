@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from blocks.discovery import discover_systems
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from tests.images import tiff
@@ -75,7 +76,7 @@ def test_systems_are_the_directories_with_events(tmp_path: Path) -> None:
         (tmp_path / path).mkdir(parents=True)
     (tmp_path / "notes").write_text("")
     (tmp_path / "twin").symlink_to(tmp_path / "prince")
-    assert ImagingSystem.discover(tmp_path) == ["aretha", "prince"]
+    assert discover_systems(tmp_path) == ["aretha", "prince"]
 
 
 def test_a_system_that_is_a_link_is_left_out_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -83,13 +84,13 @@ def test_a_system_that_is_a_link_is_left_out_with_a_line(tmp_path: Path, caplog:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "prince").symlink_to(tmp_path / "elsewhere")
     for _ in range(2):
-        assert ImagingSystem.discover(tmp_path / "root") == []
+        assert discover_systems(tmp_path / "root") == []
     (line,) = [record.message for record in caplog.records]
     assert "prince is left out, because it is a symbolic link" in line
 
 
 def test_a_root_that_is_not_mounted_has_no_systems(tmp_path: Path) -> None:
-    assert ImagingSystem.discover(tmp_path / "away") == []
+    assert discover_systems(tmp_path / "away") == []
 
 
 def test_event_files_are_those_a_microscope_finished(system: ImagingSystem) -> None:

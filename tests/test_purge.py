@@ -30,11 +30,11 @@ from blocks.imaging_system import ImagesMissing, ImagingSystem
 from blocks.messages import Archived, Ingested, LogEvent, SourcePurged
 from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
-from blocks.purgeable import PurgeableTimesteps
+from blocks.purgeable import Outcome, PurgeableTimesteps
 from blocks.settings import Settings
 from blocks.tables import Timestep, TimestepEvent
 from flows.ingest import take_in
-from flows.purge import Outcome, SourcePurge
+from flows.purge import SourcePurge
 from flows.record import record_waiting
 from flows.upload import upload
 from tests.images import tiff
@@ -402,7 +402,7 @@ DEEDS = [
 ]
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     deeds=st.lists(st.tuples(st.sampled_from(DEEDS), st.integers(0, 5)), max_size=10),
     compares=st.sampled_from(["state", "content"]),

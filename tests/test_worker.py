@@ -21,7 +21,7 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
-from blocks.settings import Settings
+from blocks.settings import Settings, get_settings
 from flows import ingest, system_watch, upload
 from flows.dispatch import upload_worker
 from flows.upload import OBJECT_STORE
@@ -244,9 +244,11 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
 def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_says(
     run_settings: Settings, event_log: EventLog, object_store: ObjectStore
 ) -> None:
-    dropped = {name: drop(run_settings, name, images=3) for name in ("aretha", "prince")}
+    dropped = {name: drop(run_settings, name, images=3) for name in ("nina", "ella")}
     for name, event in dropped.items():
-        ImagingSystem(image_deadline_seconds=1, strictness="strict" if name == "prince" else "accept").save(name)
+        ImagingSystem(image_deadline_seconds=1, strictness="strict" if name == "ella" else "accept").save(
+            name, overwrite=True
+        )
         directory = cast(Path, run_settings.data_dir) / name / event.img_dir
         (directory / "Img" / "1.tif").write_bytes(b"")
         (directory / "3.tif").write_bytes(tiff())
@@ -258,9 +260,42 @@ def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_
 
     asyncio.run(test())
     (rejected,) = said(event_log, Rejected)
-    assert rejected.timestep_id == dropped["prince"].timestep_id
-    warning = f"it announces 3 images, but 4 are in {dropped['aretha'].img_dir}"
+    assert rejected.timestep_id == dropped["ella"].timestep_id
+    warning = f"it announces 3 images, but 4 are in {dropped['nina'].img_dir}"
     (taken_in,) = said(event_log, Ingested)
     assert taken_in.warnings == [warning, "Img/1.tif is empty"]
-    metadata = unpacked(object_store, dropped["aretha"].key)["./metadata.json"]
+    metadata = unpacked(object_store, dropped["nina"].key)["./metadata.json"]
     assert json.loads(metadata)["archiver:warnings"] == taken_in.warnings
+
+
+def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setenv("ARCHIVER_STAGING_BUDGET_BYTES", "1000")
+    get_settings.cache_clear()
+    ImagingSystem(staging="always").save("bowie", overwrite=True)
+    event = drop(run_settings, "bowie")
+    source = cast(Path, run_settings.data_dir) / "bowie" / event.img_dir
+
+    async def waiting() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if [run.state_name for run in await flow_runs()] == ["AwaitingSpace"]:
+                    return
+                await asyncio.sleep(0.1)
+
+    async def test() -> None:
+        async with working(event_ingester, settings=run_settings):
+            await waiting()
+            assert said(event_log, Ingested) == []
+            monkeypatch.setenv("ARCHIVER_STAGING_BUDGET_BYTES", "1000000")
+            get_settings.cache_clear()
+            await until(lambda: said(event_log, Ingested), "taking it in")
+        source.rename(source.with_name("away"))
+        async with working(upload_worker, settings=run_settings):
+            await until(lambda: said(event_log, Uploaded), "the upload")
+
+    asyncio.run(test())
+    source.with_name("away").rename(source)
+    assert_stored(run_settings, object_store, event, "bowie")

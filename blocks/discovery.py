@@ -1,0 +1,54 @@
+"""Which directories are systems, and which files are event files, by their names and places alone."""
+
+import logging
+import os
+import stat
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def discover_systems(root: Path) -> list[str]:
+    """Names of the systems below a root, sorted. A root that is not mounted has none."""
+    try:
+        with os.scandir(root) as entries:
+            found = sorted(entry.name for entry in entries if _is_system(entry))
+    except FileNotFoundError:
+        return []
+    return [name for name in found if _is_text(name)]
+
+
+def _is_system(entry: os.DirEntry[str]) -> bool:
+    try:
+        if entry.is_symlink():
+            if (Path(entry.path) / "events").is_dir():
+                _say_once(f"{entry.path} is left out, because it is a symbolic link; mount or bind it there instead")
+            return False
+        return stat.S_ISDIR((Path(entry.path) / "events").stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        # One mount that fails must not hide the others.
+        logger.warning("%s is left out, because it can't be read: %s", entry.path, error)
+        return False
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
+def is_event_file(name: str) -> bool:
+    """Whether an event file may have this name; a hidden one is still being written."""
+    return name[-5:].lower() == ".json" and not name.startswith(".") and _is_text(name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        # Of 100,000 names, most are ASCII, which is soon told.
+        _ = name.isascii() or name.encode()
+    except UnicodeEncodeError:
+        _say_once(f"{os.fsencode(name)!r} is left out, because its name is not UTF-8; rename it")
+        return False
+    return True

@@ -1,0 +1,27 @@
+"""What decides about an event file, as it is on disk."""
+
+import os
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Fingerprint(BaseModel):
+    """What decides about an event file, as it was on disk: when it differs, look again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str = Field(description="State of the event file itself.")
+    access: str | None = Field(None, description="Who may read it, where the verdict may depend on it.")
+    img_dir: str | None = Field(None, description="The image directory, where the verdict depends on it.")
+    images: str | None = Field(None, description="State of that directory.")
+    content: str | None = Field(None, description="State of each image, where the verdict depends on them.")
+
+    @staticmethod
+    def state_of(status: os.stat_result) -> str:
+        """What `file` is for an event file in this state."""
+        return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+
+    @staticmethod
+    def access_of(status: os.stat_result) -> str:
+        """What `access` is for something in this state."""
+        return f"{status.st_mode:o}-{status.st_uid}-{status.st_gid}"

@@ -1,0 +1,222 @@
+"""Copies in staging: whole or not there, within their budget, and gone once they are uploaded."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from blocks import staging as staging_module
+from blocks.bundle import Bundle, SourceChanged
+from blocks.event_log import EventLog
+from blocks.imaging_system import ImagingSystem
+from blocks.messages import Ingested, LogEvent, StagingPurged
+from blocks.object_store import ObjectStore
+from blocks.purgeable import PurgeableTimesteps
+from blocks.settings import Settings
+from blocks.staging import Staging, StagingFull
+from blocks.tables import Timestep, TimestepEvent
+from flows.purge_staging import StagingPurge
+from flows.record import record_waiting
+from flows.upload import upload
+from tests.events import announced, ingested
+from tests.images import make_images
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Staging:
+    return Staging(tmp_path / "staging")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "source", [3000, 2 << 20, 0, 5])
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_copy_has_the_same_content_and_gives_the_same_bundle(staging: Staging, source: Path) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+    assert contents(copy) == contents(source)
+    assert Bundle.of(copy, b"{}").layout_digest == Bundle.of(source, b"{}").layout_digest
+    assert staging.find("prince", timestep_id) == copy
+    assert staging.copies("prince") == [timestep_id]
+    assert staging.used() == sum(map(len, contents(source).values()))
+    shutil.rmtree(source)
+    assert staging.stage("prince", timestep_id, source) == copy
+
+
+@pytest.mark.parametrize("crash_at", range(8))
+def test_a_copy_that_is_killed_is_not_there_and_the_next_one_is_whole(
+    staging: Staging, source: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timestep_id, left, fsync = uuid4(), iter(range(crash_at)), os.fsync
+
+    def dying(descriptor: int) -> None:
+        if next(left, None) is None:
+            raise KilledError
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dying)
+        # What a killed process can't do either.
+        patch.setattr(shutil, "rmtree", lambda *_args, **_options: None)
+        with pytest.raises(KilledError):
+            staging.stage("prince", timestep_id, source)
+    if (found := staging.find("prince", timestep_id)) is not None:
+        assert contents(found) == contents(source)
+    assert contents(staging.stage("prince", timestep_id, source)) == contents(source)
+    assert staging.reserved() == 0
+
+
+def test_a_source_that_changes_while_it_is_copied_leaves_no_copy(
+    staging: Staging, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utime = os.utime
+
+    def meanwhile(path: Path, *rest: Any, **options: Any) -> None:
+        (source / "Img" / "Img_r01_c00.tif").write_bytes(b"other")
+        utime(path, *rest, **options)
+
+    monkeypatch.setattr(os, "utime", meanwhile)
+    timestep_id = uuid4()
+    with pytest.raises(SourceChanged):
+        staging.stage("prince", timestep_id, source)
+    assert staging.find("prince", timestep_id) is None
+    assert staging.used() + staging.reserved() == 0
+
+
+def test_a_damaged_copy_is_noticed_and_deleted(staging: Staging, source: Path) -> None:
+    damages: list[Callable[[Path], object]] = [
+        lambda copy: (copy / "Img" / "Img_r00_c00.tif").write_bytes(bytes(3000)),
+        lambda copy: (copy / "Img" / "Img_r00_c00.tif").unlink(),
+        lambda copy: (copy / "more").touch(),
+        lambda copy: (copy / "link").symlink_to("/etc/passwd"),
+    ]
+    for damage in damages:
+        timestep_id = uuid4()
+        copy = staging.stage("prince", timestep_id, source)
+        damage(copy)
+        assert staging.find("prince", timestep_id) is None
+        assert not copy.exists()
+
+
+def test_copies_made_at_the_same_time_respect_the_budget(tmp_path: Path, source: Path) -> None:
+    size = sum(map(len, contents(source).values()))
+    staging = Staging(tmp_path / "staging", budget=3 * size + 1)
+
+    def stage(timestep_id: UUID) -> bool:
+        try:
+            staging.stage("prince", timestep_id, source)
+        except StagingFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        done = list(threads.map(stage, [uuid4() for _ in range(8)]))
+    assert sum(done) == 3
+    assert staging.used() == 3 * size
+
+
+def test_the_disk_is_never_filled(staging: Staging, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging_module, "_RESERVE", 1.0)
+    with pytest.raises(StagingFull, match="would not leave enough"):
+        staging.stage("prince", uuid4(), source)
+
+
+def test_what_died_is_cleaned_up_after_a_while(staging: Staging, source: Path) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+    partial = copy.with_name(f".{uuid4().hex}.partial")
+    (partial / "files").mkdir(parents=True)
+    orphan = copy.with_name(f"{uuid4().hex}.json")
+    orphan.write_text("{}")
+    staging.clean("prince", older_than=60)
+    assert partial.exists()
+    time.sleep(0.01)
+    staging.clean("prince", older_than=0)
+    assert not partial.exists()
+    assert not orphan.exists()
+    assert staging.find("prince", timestep_id) == copy
+
+
+# --- from the copy into the bucket, and away
+
+
+@pytest.fixture
+def timestep(settings: Settings, event_log: EventLog) -> Ingested:
+    """A timestep of two images, as it was taken in."""
+    assert settings.data_dir is not None
+    make_images(settings.data_dir / "prince" / "t1", [3000, 4000])
+    (settings.data_dir / "prince" / "events").mkdir()
+    timestep = ingested(announced(img_dir="t1"))
+    event_log.append(LogEvent.of(timestep, "test"))
+    return timestep
+
+
+def test_the_upload_reads_the_copy_where_it_is_sound_and_the_source_where_not(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, timestep: Ingested
+) -> None:
+    assert settings.data_dir is not None
+    source = settings.data_dir / "prince" / "t1"
+    copy = Staging.from_settings(settings).stage("prince", timestep.timestep_id, source)
+    (copy / "Img" / "Img_r00_c00.tif").write_bytes(bytes(3000))
+    from_source = upload(timestep, settings, object_store, event_log)
+    object_store.client.delete_object(Bucket=object_store.bucket_name, Key=timestep.event.key)
+
+    Staging.from_settings(settings).stage("prince", timestep.timestep_id, source)
+    shutil.rmtree(source)
+    from_copy = upload(timestep, settings, object_store, event_log)
+    assert (from_copy.sha256, from_copy.layout_digest) == (from_source.sha256, from_source.layout_digest)
+
+
+def test_a_copy_goes_once_its_upload_is_proven(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine, timestep: Ingested
+) -> None:
+    assert settings.data_dir is not None
+    staging = Staging.from_settings(settings)
+    source = settings.data_dir / "prince" / "t1"
+    copy = staging.stage("prince", timestep.timestep_id, source)
+
+    def purge(hours: float = 0.0) -> list[str]:
+        record_waiting(event_log, engine, "state-manager", limit=100, linger_seconds=0.001)
+        system = ImagingSystem(name="prince", root=settings.data_dir, staging_retention_hours=hours)
+        pass_ = StagingPurge(system, staging, PurgeableTimesteps(engine), object_store, event_log)
+        return [outcome.kept for outcome in pass_.run(do_it=True)]
+
+    assert purge() == []
+    event_log.append(LogEvent.of(upload(timestep, settings, object_store, event_log), "test"))
+    assert purge(hours=1) == []
+    content = object_store.client.get_object(Bucket=object_store.bucket_name, Key=timestep.event.key)
+    object_store.client.delete_object(Bucket=object_store.bucket_name, Key=timestep.event.key)
+    (kept,) = purge()
+    assert "is gone from the bucket" in kept
+    assert copy.exists()
+    object_store.client.put_object(
+        Bucket=object_store.bucket_name,
+        Key=timestep.event.key,
+        Body=content["Body"].read(),
+        Metadata=content["Metadata"],
+    )
+    assert purge() == [""]
+    assert contents(staging.home("prince")) == {}
+    assert len(contents(source)) == 2
+    assert purge() == []
+    with Session(engine) as session:
+        assert session.exec(select(Timestep.staging_purged_at)).one() is not None
+        said = session.exec(select(TimestepEvent.type)).all()
+    assert said.count(StagingPurged.type) == 1
