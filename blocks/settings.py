@@ -20,7 +20,7 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 
 
 # Who talks to the object storage.
-_OBJECT_STORAGE = "init, event-ingester, upload-worker, api, `purge`, `verify`"
+_OBJECT_STORAGE = "init, event-ingester, upload-worker, state-manager, api, `purge`, `verify`"
 
 
 def _setting(default: Any, meaning: str, *, used_by: str, without: str | None = None, **rules: Any) -> Any:

@@ -100,6 +100,12 @@ def read_notice(content: bytes, bucket: str) -> Reading:
     return reading
 
 
+def archive_of(key: str) -> str:
+    """The archive that surf-archiver puts an object into, which it keeps to itself from 0.1.4 on."""
+    prefix, experiment_id, date, _ = key.split("/")
+    return f"{prefix}/{experiment_id}/{date}.tar"
+
+
 def _without_bucket(key: str, bucket: str) -> str:
     rest = key.removeprefix(f"{bucket}/")
     # A bucket may have the name of a prefix.

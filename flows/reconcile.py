@@ -1,0 +1,115 @@
+"""Learns from the objects' tags what surf-archiver has put on tape without telling anybody."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import cast
+from uuid import UUID, uuid5
+
+from prefect import flow, get_run_logger
+from sqlalchemy import Engine, tuple_
+from sqlmodel import Session, col, select
+
+from blocks.database import create_engine
+from blocks.event_log import EventLog
+from blocks.messages import Archived, LogEvent
+from blocks.object_errors import Refused
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings, get_settings
+from blocks.surf_archiver import archive_of
+from blocks.tables import Timestep
+
+logger = logging.getLogger(__name__)
+
+STAGE = "reconcile-archive"
+# Namespace of what stands for surf-archiver's job, which the tags do not tell; any fixed UUID would do.
+_UNTOLD_JOBS = UUID("3b0f6c55-7a0e-4ac3-9b0b-5d9a0d6fbb1e")
+
+PAGE = 500
+REQUESTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """How many objects were looked at, and what came of it."""
+
+    asked: int
+    archived: int
+    gone: int
+
+
+@flow(name="reconcile-archive", flow_run_name="reconcile with the tape archive")
+async def reconcile_archive() -> None:
+    """Ask the tags of every object that is not known to be on tape, and tell the stream of those that are."""
+    settings = get_settings()
+    with closing(EventLog.from_settings(settings)) as log:
+        found = await asyncio.to_thread(reconcile, settings, log)
+    get_run_logger().info("%d objects: %d are on tape now, %d are gone", found.asked, found.archived, found.gone)
+
+
+def reconcile(settings: Settings, log: EventLog) -> Reconciled:
+    """Tell the stream which objects are tagged as archived; doing it again changes nothing.
+
+    Raises:
+        ObjectStoreError: when the tags can't be asked.
+    """
+    store = ObjectStore.from_settings(settings)
+    engine = create_engine(settings)
+    asked = archived = gone = 0
+    try:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            for page in _not_archived(engine, store.bucket_name):
+                asked += len(page)
+                tags = threads.map(lambda row: _tags(store, row[1]), page)
+                for (timestep_id, key), tagged in zip(page, tags, strict=True):
+                    if tagged is None:
+                        gone += 1
+                        logger.warning("Timestep %s is not on tape, and %s is not in the bucket", timestep_id, key)
+                    elif tagged.get("archived") == "true":
+                        archived += 1
+                        log.append(LogEvent.of(announcement(key, timestep_id), STAGE))
+    finally:
+        engine.dispose()
+    return Reconciled(asked, archived, gone)
+
+
+def announcement(key: str, timestep_id: UUID | None) -> Archived:
+    """What surf-archiver would have said of a tagged object, as far as it can be told: learned today."""
+    archive = archive_of(key)
+    return Archived(
+        timestep_id=timestep_id,
+        job_id=uuid5(_UNTOLD_JOBS, archive),
+        date=datetime.now(UTC).date(),
+        archive=archive,
+        key=key,
+    )
+
+
+def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str]]]:
+    """The objects in this bucket that are not known to be on tape, by pages of their timesteps and keys."""
+    after: tuple[datetime, UUID] | None = None
+    while True:
+        rows = select(Timestep.uploaded_at, Timestep.id, Timestep.key).where(
+            col(Timestep.uploaded_at).is_not(None), col(Timestep.archived_at).is_(None), Timestep.bucket == bucket
+        )
+        if after:
+            rows = rows.where(tuple_(col(Timestep.uploaded_at), col(Timestep.id)) > after)
+        with Session(engine) as session:
+            page = session.exec(rows.order_by(col(Timestep.uploaded_at), col(Timestep.id)).limit(PAGE)).all()
+        if not page:
+            return
+        yield [(id, key) for _, id, key in page if key]
+        after = cast(tuple[datetime, UUID], page[-1][:2])
+
+
+def _tags(store: ObjectStore, key: str) -> dict[str, str] | None:
+    try:
+        return store.tags(key)
+    except Refused as error:
+        if error.code in ("NoSuchKey", "404"):
+            return None
+        raise

@@ -1,0 +1,91 @@
+"""What surf-archiver only tags is learned from the tags; the real surf-archiver 0.1.5 is the judge."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+import flows.reconcile
+from blocks.event_file import ImagingEvent
+from blocks.event_log import EventLog
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from blocks.surf_archiver import archive_of
+from blocks.tables import Archive, ArchiveMember, Timestep
+from flows.reconcile import Reconciled, reconcile
+from tests.events import announced, archived, ingested, uploaded
+from tests.gateway import record
+from tests.surf_archiver import archive
+
+
+def stored(store: ObjectStore, position: int) -> ImagingEvent:
+    """A timestep of long ago, whose object is in the bucket."""
+    event = announced(timestamp=datetime(2020, 1, 1, 10, 42, 7, tzinfo=UTC), position=position)
+    store.client.put_object(Bucket=store.bucket_name, Key=event.key, Body=b"a timestep")
+    return event
+
+
+def states(engine: Engine) -> dict[int, str]:
+    with Session(engine) as session:
+        return {position: str(state) for position, state in session.exec(select(Timestep.position, Timestep.state))}
+
+
+def test_what_the_real_surf_archiver_did_is_learned_from_its_tags(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine, tmp_path: Path
+) -> None:
+    events = [stored(object_store, position=position) for position in (1, 2)]
+    # It takes what is from before today only.
+    today = announced(position=3, timestamp=datetime(2999, 1, 1, tzinfo=UTC))
+    object_store.client.put_object(Bucket=settings.bucket, Key=today.key, Body=b"a timestep")
+    for event in (*events, today):
+        record(engine, event_log, uploaded(event, bucket=settings.bucket))
+    archive("0.1.5", settings, tmp_path / "tape", uuid4())
+
+    assert reconcile(settings, event_log) == Reconciled(asked=3, archived=2, gone=0)
+    record(engine, event_log)
+    assert states(engine) == {1: "archived", 2: "archived", 3: "uploaded"}
+    with Session(engine) as session:
+        (found,) = session.exec(select(Archive)).all()
+        members = session.exec(select(ArchiveMember.key)).all()
+    assert (tmp_path / "tape" / found.path).exists()
+    assert set(members) == {event.key for event in events}
+    assert reconcile(settings, event_log) == Reconciled(asked=1, archived=0, gone=0)
+
+
+def test_only_what_is_tagged_is_said_and_only_once(
+    settings: Settings,
+    object_store: ObjectStore,
+    event_log: EventLog,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flows.reconcile, "PAGE", 2)
+    tagged = [stored(object_store, position=position) for position in range(5)]
+    other, told, gone = (stored(object_store, position=position) for position in (10, 11, 12))
+    elsewhere, waiting = announced(position=13), announced(position=14)
+    for event in tagged:
+        object_store.put_tags(event.key, {"archived": "true", "more": "tags"})
+    object_store.put_tags(other.key, {"archived": "false"})
+    object_store.client.delete_object(Bucket=settings.bucket, Key=gone.key)
+    for event in (*tagged, other, told, gone):
+        record(engine, event_log, uploaded(event, bucket=settings.bucket))
+    record(engine, event_log, uploaded(elsewhere, bucket="another"), ingested(waiting), archived(told.key))
+    length = event_log.redis.xlen(event_log.stream)
+
+    for _ in range(2):
+        assert reconcile(settings, event_log) == Reconciled(asked=7, archived=5, gone=1)
+    assert event_log.redis.xlen(event_log.stream) == length + 5
+    record(engine, event_log)
+    assert {position for position, state in states(engine).items() if state == "archived"} == {0, 1, 2, 3, 4, 11}
+    with Session(engine) as session:
+        paths = session.exec(select(Archive.path).where(col(Archive.path).like("images/%"))).all()
+    assert paths == ["images/20261101_004/20200101.tar"]
+
+
+@pytest.mark.parametrize("kind", ["stitch", "video", "overview"])
+def test_the_archive_of_any_object_follows_from_its_key(kind: str) -> None:
+    event = announced(event_type=kind)
+    assert archive_of(event.key) == f"{event.event_type.prefix}/20261101_004/20261123.tar"
