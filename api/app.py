@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from api import documentation, pages, webhook
 from api.deps import Services, require_reader
 from api.loopback import LoopbackOnly, is_loopback
+from api.pages import views
 from api.problems import answer_with_problems, documented
 from api.routes import archives, at_risk, experiments, health, images, rejected, stats, status, timesteps
 from blocks.settings import MissingSetting, Settings, get_settings
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(webhook.router, prefix="/api/1")
     app.include_router(health.router)
     app.include_router(pages.router)
+    app.include_router(views.router)
     app.include_router(documentation.router)
     app.mount(documentation.ASSETS, documentation.assets())
     answer_with_problems(app)

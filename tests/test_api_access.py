@@ -19,7 +19,7 @@ from blocks.messages import Archived
 from blocks.object_store import ObjectStore
 from blocks.settings import MissingSetting, Settings
 from flows.record import record_waiting
-from tests.events import announced, failed, ingested, rejected, uploaded
+from tests.events import announced, archived, failed, ingested, rejected, uploaded
 from tests.gateway import problem, record
 
 TOKEN = "read-only-token-of-the-tests"
@@ -145,6 +145,45 @@ def test_the_page_shows_what_there_is(client: TestClient, engine: Engine, event_
     assert "broken" in chosen
     assert ">fine<" not in chosen
     assert client.get("/", params={"state": "nonsense"}, follow_redirects=False).status_code == 303
+
+
+def test_the_page_begins_with_what_needs_a_hand(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    record(engine, event_log, uploaded(announced()))
+    assert "Nothing needs a hand." in client.get("/").text
+    (entry,) = event_log.read("upload-worker", "test", count=1, wait_seconds=0.1)
+    event_log.dead_letters("upload-worker").add(entry, "it makes no <sense>")
+    record(engine, event_log, failed(announced()), rejected())
+    page = client.get("/").text
+    assert page.index("Needs a hand") < page.index("1 failed.") < page.index('class="counts"')
+    assert "1 event files rejected." in page
+    assert "it makes no &lt;sense&gt;" in page
+
+
+def test_the_page_tells_that_the_database_is_away(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog
+) -> None:
+    away = {"database_url": SecretStr("postgresql://archiver:pa55word@127.0.0.1:1/none")}
+    with TestClient(create_app(settings.model_copy(update=away))) as client:
+        answer = client.get("/")
+    assert answer.status_code == 200
+    assert "The database can&#39;t be reached." in answer.text
+    assert "pa55word" not in answer.text
+
+
+def test_a_timestep_has_a_page(settings: Settings, client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event, broken = announced(), announced()
+    everything = (ingested(event), uploaded(event), archived(event.key), failed(broken, reason="<b>why</b>"))
+    record(engine, event_log, *everything)
+    page = client.get(f"/timesteps/{event.timestep_id}").text
+    for shown in (event.key, "It was read back.", "timestep.archived", "Img/Img_r00_c01.tif", "/download"):
+        assert shown in page
+    assert f"/timesteps/{event.timestep_id}" in client.get("/").text
+    assert "&lt;b&gt;why&lt;/b&gt;" in client.get(f"/timesteps/{broken.timestep_id}").text
+    for path in (f"/timesteps/{UUID(int=1)}", "/timesteps/none"):
+        assert client.get(path).status_code == 404
+    guarded = create_app(settings.model_copy(update={"api_token": SecretStr(TOKEN)}))
+    with TestClient(guarded) as stranger:
+        assert stranger.get(f"/timesteps/{event.timestep_id}").status_code == 401
 
 
 def test_the_page_goes_back_in_time(client: TestClient, engine: Engine, event_log: EventLog) -> None:
