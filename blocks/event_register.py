@@ -43,6 +43,16 @@ class EventFileRegister:
         """Have an event file looked at again, however it looks then."""
         self._redis.hdel(self._conclusions(system), event_file)
 
+    def ask_again(self, system: str, event_file: str) -> None:
+        """Have an event file looked at again, also by a watcher that knows its conclusion."""
+        self.forget(system, event_file)
+        self._redis.sadd(self._requests(system), event_file)
+
+    def take_requests(self, system: str) -> set[str]:
+        """The event files that are to be looked at again; whoever asks has to do so."""
+        asked = cast(list[str], self._redis.spop(self._requests(system), 1000))
+        return set(asked)
+
     def concluded(self, system: str) -> dict[str, str]:
         """The fingerprints under which the event files of a system were last dealt with."""
         return cast(dict[str, str], self._redis.hgetall(self._conclusions(system)))
@@ -79,6 +89,9 @@ class EventFileRegister:
 
     def _conclusions(self, system: str) -> str:
         return f"{self._stream}:event-files:{system}"
+
+    def _requests(self, system: str) -> str:
+        return f"{self._stream}:look-again:{system}"
 
     def _rejections(self, system: str) -> str:
         return f"{self._stream}:rejected:{system}"

@@ -18,7 +18,7 @@ from blocks.upload_journal import RedisJournal
 from flows.upload import lease_name
 
 # Others may upload into the same bucket; what they do is none of our business.
-_OUR_KEY = re.compile(rf"({'|'.join(kind.prefix for kind in TimestepType)})/[^/]+/\d{{8}}/\d{{6}}_[0-9a-f]{{8}}\.tar")
+OUR_KEY = re.compile(rf"({'|'.join(kind.prefix for kind in TimestepType)})/[^/]+/\d{{8}}/\d{{6}}_[0-9a-f]{{8}}\.tar")
 
 
 @flow(name="abort-abandoned-uploads", persist_result=False)
@@ -46,7 +46,7 @@ def abort_abandoned(store: ObjectStore, log: EventLog, older_than: timedelta) ->
     return [
         upload.key
         for upload in incomplete_uploads.find(store.wire)
-        if _OUR_KEY.fullmatch(upload.key)
+        if OUR_KEY.fullmatch(upload.key)
         and upload.begun_at < begun_before
         and _abort_unless_wanted(upload, store, log, journal)
     ]

@@ -174,6 +174,21 @@ def purge(
 
 
 @app.command()
+def audit(
+    fix: Annotated[bool, typer.Option("--fix", help="Have what is missing go its way again.")] = False,
+) -> None:
+    """Compare disk, stream, database and bucket; lists every difference, and exits with 1 if one is left."""
+    from flows.audit import find, report
+    from flows.purge import configured_systems
+
+    settings = get_settings()
+    systems = asyncio.run(configured_systems(settings))
+    found, fixed = report(find(systems, settings), typer.echo, fix=fix)
+    typer.echo(f"{found} differences, {fixed} fixed")
+    sys.exit(found > fixed)
+
+
+@app.command()
 def replay(
     entries: Annotated[
         list[str] | None, typer.Argument(help="Ids of entries of the stream; all that were set aside, if none.")

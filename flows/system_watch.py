@@ -160,6 +160,8 @@ class SystemWatch:
         """Every event file that is not dealt with as it is now, and those of which the rejection is over."""
         # Asked for before looking, so that what is rejected meanwhile is not taken for gone.
         rejected = self._log.register.rejections(self._name)
+        for event_file in self._log.register.take_requests(self._name):
+            self._verdicts.forget(event_file)
         found = []
         for name, status in self._system.event_files():
             rejected.pop(name, None)

@@ -1,0 +1,82 @@
+"""Compares disk, stream, database and bucket, both ways, and lists every difference."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+
+from prefect import State, flow, get_run_logger
+from prefect.states import Completed
+
+from blocks.database import create_engine
+from blocks.event_log import EventLog
+from blocks.findings import Finding
+from blocks.imaging_system import ImagingSystem
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings, get_settings
+from flows.audit_bucket import audit_bucket, audit_leftovers, audit_timesteps
+from flows.audit_disk import audit_disk
+from flows.purge import configured_systems
+
+logger = logging.getLogger(__name__)
+
+# What happened so lately may still be on its way, and an upload that was begun so long ago is not.
+GRACE = timedelta(hours=1)
+LEFT_OVER = timedelta(hours=24)
+
+
+def find(
+    systems: list[ImagingSystem], settings: Settings, grace: timedelta = GRACE, left_over: timedelta = LEFT_OVER
+) -> Iterator[Finding]:
+    """Every difference between what is known and what is there.
+
+    Raises:
+        MissingSetting: without database, Redis or object storage.
+        ObjectStoreError: when the bucket can't be asked.
+    """
+    store = ObjectStore.from_settings(settings)
+    engine = create_engine(settings)
+    # Only the state-manager writes.
+    reader = engine.execution_options(postgresql_readonly=True)
+    try:
+        with closing(EventLog.from_settings(settings)) as log:
+            for system in systems:
+                try:
+                    yield from audit_disk(system, log, reader, grace.total_seconds())
+                except OSError as error:
+                    yield Finding("disk that can't be read", f"{system.directory}: {error}", "mount it, or mend it")
+            yield from audit_timesteps(log, reader, grace)
+            yield from audit_bucket(store, log, reader, grace)
+            yield from audit_leftovers(store, log, left_over)
+    finally:
+        engine.dispose()
+
+
+def report(findings: Iterator[Finding], say: Callable[[str], object], *, fix: bool) -> tuple[int, int]:
+    """Say each difference, and take the safe actions where wanted; returns how many there were, and fixed."""
+    found = fixed = 0
+    for finding in findings:
+        found += 1
+        say(str(finding))
+        if fix and finding.fix:
+            finding.fix()
+            fixed += 1
+            say(f"  done: {finding.action}")
+    return found, fixed
+
+
+@flow(name="audit", persist_result=False)
+async def audit(*, fix: bool = False) -> State[None]:
+    """List every difference between disk, stream, database and bucket.
+
+    Args:
+        fix: take the safe actions, which drive the normal path again.
+    """
+    settings = get_settings()
+    log = get_run_logger()
+    systems = await configured_systems(settings)
+    found, fixed = await asyncio.to_thread(
+        lambda: report(find(systems, settings), lambda sentence: log.warning("%s", sentence), fix=fix)
+    )
+    return Completed(message=f"{found} differences, {fixed} fixed" if found else "no differences")

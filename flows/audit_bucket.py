@@ -1,0 +1,161 @@
+"""What the database and the bucket tell differently."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, Select, collate
+from sqlmodel import Session, col, select
+
+from blocks import incomplete_uploads
+from blocks.event_file import TimestepType
+from blocks.event_log import GROUPS, EventLog
+from blocks.findings import Finding
+from blocks.messages import Ingested, LogEvent
+from blocks.object_store import ObjectStore
+from blocks.tables import Timestep, TimestepEvent
+from flows.abandoned import OUR_KEY, abort_abandoned
+
+
+@dataclass(frozen=True)
+class _Object:
+    """An object as one side tells it."""
+
+    key: str
+    size: int
+    etag: str
+    at: datetime
+    timestep_id: UUID | None = None
+    is_archived: bool = False
+    has_source: bool = False
+
+
+def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timedelta) -> Iterator[Finding]:
+    """Objects without a row, and objects that changed or went before they were archived.
+
+    Raises:
+        ObjectStoreError: when the bucket can't be listed.
+    """
+    latest = datetime.now(UTC) - grace
+    for recorded, stored in _side_by_side(_recorded(store.bucket_name, engine), _stored(store)):
+        if recorded is None and stored is not None:
+            if stored.at < latest:
+                yield Finding(
+                    "object without a row",
+                    stored.key,
+                    "the state-manager may lag, or the database be older than the bucket; have the log recorded again",
+                )
+        elif recorded is not None and recorded.at < latest and not recorded.is_archived:
+            if stored is None:
+                fix = _Repeat(log, engine, recorded.timestep_id) if recorded.has_source else None
+                action = "upload it again" if fix else "its source was deleted; look for other copies at once"
+                yield Finding("object gone before it was archived", recorded.key, action, fix)
+            elif (stored.size, stored.etag) != (recorded.size, recorded.etag):
+                yield Finding(
+                    "object changed before it was archived",
+                    f"{stored.key}: {stored.size} bytes, ETag {stored.etag}; uploaded were {recorded.size}, "
+                    f"{recorded.etag}",
+                    "find out who wrote it, remove it, and run this again",
+                )
+
+
+def audit_timesteps(log: EventLog, engine: Engine, grace: timedelta) -> Iterator[Finding]:
+    """Timesteps without an object, and events that nobody could work on."""
+    latest = datetime.now(UTC) - grace
+    waiting = (
+        select(Timestep)
+        .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest)
+        .order_by(col(Timestep.timestamp), col(Timestep.id))
+    )
+    backlog = log.backlog("upload-worker")
+    is_idle = backlog.waiting == 0 and backlog.in_progress == 0
+    with Session(engine) as session:
+        rows = session.exec(waiting).all()
+    for row in rows:
+        # What still stands in the stream will get its turn.
+        if is_idle or row.failed_at:
+            why = f", {row.failed_reason}" if row.failed_reason else ""
+            subject = f"{row.system} {row.id}{why}"
+            yield Finding("timestep without an object", subject, "upload it again", _Repeat(log, engine, row.id))
+    for group in GROUPS:
+        if aside := log.backlog(group).set_aside:
+            yield Finding("events set aside", f"{aside} of {group}", "mend the cause, then run `archiver replay`")
+
+
+def audit_leftovers(store: ObjectStore, log: EventLog, older_than: timedelta) -> Iterator[Finding]:
+    """Uploads that were begun and never completed.
+
+    Raises:
+        ObjectStoreError: when the bucket can't be asked.
+    """
+    before = datetime.now(UTC) - older_than
+    for upload in incomplete_uploads.find(store.wire):
+        if OUR_KEY.fullmatch(upload.key) and upload.begun_at < before:
+            yield Finding(
+                "upload never completed",
+                f"{upload.key}, begun {upload.begun_at:%Y-%m-%d %H:%M}",
+                "abort it, unless somebody goes on with it",
+                fix=lambda: abort_abandoned(store, log, older_than),
+            )
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """Says once more in the stream that a timestep was ingested, so that it is uploaded."""
+
+    log: EventLog
+    engine: Engine
+    timestep_id: UUID | None
+
+    def __call__(self) -> None:
+        event = TimestepEvent
+        query = select(event).where(event.timestep_id == self.timestep_id, event.type == Ingested.type)
+        with Session(self.engine) as session:
+            row = session.exec(query.order_by(col(event.time))).first()
+            if row is not None:
+                data = Ingested.model_validate(row.data)
+                subject = str(self.timestep_id)
+                self.log.repeat(
+                    LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data)
+                )
+
+
+def _side_by_side(
+    recorded: Iterator[_Object], stored: Iterator[_Object]
+) -> Iterator[tuple[_Object | None, _Object | None]]:
+    """Both, in the order of their keys, so that neither has to fit into memory."""
+    one, other = next(recorded, None), next(stored, None)
+    while one or other:
+        left, right = one.key.encode() if one else None, other.key.encode() if other else None
+        take_one = left is not None and (right is None or left <= right)
+        take_other = right is not None and (left is None or right <= left)
+        yield (one if take_one else None), (other if take_other else None)
+        one = next(recorded, None) if take_one else one
+        other = next(stored, None) if take_other else other
+
+
+def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
+    names = ("key", "size", "etag", "uploaded_at", "id", "archived_at", "source_purged_at")
+    columns: list[Any] = [getattr(Timestep, name) for name in names]
+    query: Select[Any] = (
+        select(*columns)
+        .where(col(Timestep.uploaded_at).is_not(None), col(Timestep.bucket) == bucket)
+        # In the order of their bytes, as a bucket lists them.
+        .order_by(collate(columns[0], "C"))
+        .execution_options(yield_per=1000)
+    )
+    with closing(Session(engine)) as session:
+        for key, size, etag, at, id, archived_at, purged_at in session.execute(query):
+            yield _Object(key, size, etag, at, id, archived_at is not None, purged_at is None)
+
+
+def _stored(store: ObjectStore) -> Iterator[_Object]:
+    pages = store.client.get_paginator("list_objects_v2")
+    for prefix in sorted(f"{kind.prefix}/" for kind in TimestepType):
+        for page in pages.paginate(Bucket=store.bucket_name, Prefix=prefix):
+            for found in page.get("Contents", []):
+                if OUR_KEY.fullmatch(found["Key"]):
+                    yield _Object(found["Key"], found["Size"], found["ETag"].strip('"'), found["LastModified"])

@@ -1,0 +1,182 @@
+"""The audit finds what is missing on either side, and has it go its way again."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from blocks.event_log import EventLog
+from blocks.findings import Finding
+from blocks.imaging_system import ImagingSystem
+from blocks.messages import Ingested, LogEvent
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from flows.audit import find, report
+from flows.record import record_waiting
+from flows.upload import upload
+from tests.images import tiff
+from tests.watching import Ingest, Microscope
+
+AGO = timedelta(seconds=-1)  # nothing is too young
+
+
+class Lab:
+    """One system, its bucket and its database."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, log: EventLog, engine: Engine) -> None:
+        self.settings, self.store, self.log, self.engine = settings, store, log, engine
+        self.root = cast(Path, settings.data_dir)
+        self.prince = Microscope(self.root)
+        self.ingest = Ingest(self.root, log)
+
+    def take_in(self, name: str, **fields: Any) -> Ingested:
+        """A timestep that was dropped and taken in."""
+        self.prince.drop(name, **fields)
+        self.ingest_file(name)
+        return self.last(Ingested)
+
+    def ingest_file(self, name: str) -> None:
+        parameters = {"system": "prince", "event_file": f"events/{name}"}
+        asyncio.run(self.ingest.drive("", "", parameters))
+
+    def last(self, kind: type[Ingested]) -> Ingested:
+        entries = cast(list[tuple[str, dict[str, str]]], self.log.redis.xrevrange(self.log.stream))
+        events = (LogEvent.model_validate_json(fields["event"]).data for _, fields in entries)
+        return next(event for event in events if isinstance(event, kind))
+
+    def upload(self, timestep: Ingested) -> None:
+        self.log.append(LogEvent.of(upload(timestep, self.settings, self.store, self.log), "test"))
+
+    def found(self, grace: timedelta = AGO) -> list[Finding]:
+        record_waiting(self.log, self.engine, "state-manager", limit=100, linger_seconds=0.001)
+        for entry in self.log.read("upload-worker", "test", count=100, wait_seconds=0.001):
+            self.log.acknowledge("upload-worker", entry.id)
+        return list(find([ImagingSystem(name="prince", root=self.root)], self.settings, grace, AGO))
+
+    def kinds(self) -> list[str]:
+        return [finding.kind for finding in self.found()]
+
+
+@pytest.fixture
+def lab(settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine) -> Lab:
+    return Lab(settings, object_store, event_log, engine)
+
+
+def test_where_all_is_as_it_should_be_nothing_is_found(lab: Lab) -> None:
+    for name in ("1.json", "2.json"):
+        lab.upload(lab.take_in(name))
+    (lab.prince.events / "wrong.json").write_text("{")
+    lab.ingest_file("wrong.json")
+    (lab.prince.events / "again.json").write_text((lab.prince.events / "1.json").read_text())
+    assert lab.found() == []
+
+
+def test_a_timestep_without_an_object_is_uploaded_again(lab: Lab) -> None:
+    timestep = lab.take_in("1.json")
+    lab.prince.drop("young.json")
+    assert lab.found(timedelta(hours=1)) == []
+    (lab.prince.events / "young.json").unlink()
+    (finding,) = [one for one in lab.found() if one.kind == "timestep without an object"]
+    assert str(timestep.timestep_id) in finding.subject
+    assert finding.fix is not None
+    finding.fix()
+    (entry,) = lab.log.read("upload-worker", "test", count=10, wait_seconds=0.1)
+    assert entry.decode().data == timestep
+
+
+def test_an_event_file_without_a_timestep_is_read_again_also_by_a_running_watcher(lab: Lab) -> None:
+    name = "events/lost.json"
+    state = ImagingSystem(name="prince", root=lab.root)
+    lab.prince.drop("lost.json")
+    lab.log.register.conclude("prince", name, state.fingerprint(name).model_dump_json())
+    (finding,) = lab.found()
+    assert (finding.kind, finding.subject) == ("event file without a timestep", str(lab.prince.directory / name))
+    said: list[str] = []
+    assert report(iter([finding]), said.append, fix=True) == (1, 1)
+    assert lab.log.register.conclusion("prince", name) is None
+    assert lab.log.register.take_requests("prince") == {name}
+    assert lab.log.register.take_requests("prince") == set()
+
+
+def _overwrite(lab: Lab, timestep: Ingested) -> None:
+    lab.store.client.put_object(Bucket=lab.store.bucket_name, Key=timestep.event.key, Body=b"other")
+
+
+BUCKET: dict[str, tuple[Callable[[Lab, Ingested], object], str, bool]] = {
+    "gone": (
+        lambda lab, it: lab.store.client.delete_object(Bucket=lab.store.bucket_name, Key=it.event.key),
+        "object gone before it was archived",
+        True,
+    ),
+    "changed": (_overwrite, "object changed before it was archived", False),
+    "unknown": (
+        lambda lab, it: lab.store.client.put_object(
+            Bucket=lab.store.bucket_name, Key="images/20260101_001/20260101/010101_0123abcd.tar", Body=b"?"
+        ),
+        "object without a row",
+        False,
+    ),
+    "left over": (
+        lambda lab, it: lab.store.client.create_multipart_upload(
+            Bucket=lab.store.bucket_name, Key=f"images/20260101_001/20260101/010101_{uuid4().hex[:8]}.tar"
+        ),
+        "upload never completed",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "can_be_fixed"), BUCKET.values(), ids=BUCKET)
+def test_what_is_wrong_in_the_bucket_is_found(
+    lab: Lab, change: Callable[[Lab, Ingested], object], kind: str, can_be_fixed: bool
+) -> None:
+    timesteps = [lab.take_in(f"{number}.json", position=number) for number in range(3)]
+    for timestep in timesteps:
+        lab.upload(timestep)
+    assert lab.found() == []
+    change(lab, timesteps[1])
+    (finding,) = lab.found()
+    assert (finding.kind, finding.fix is not None) == (kind, can_be_fixed)
+    if kind == "object gone before it was archived" and finding.fix is not None:
+        finding.fix()
+        (entry,) = lab.log.read("upload-worker", "test", count=10, wait_seconds=0.1)
+        lab.upload(cast(Ingested, entry.decode().data))
+        assert lab.found() == []
+    if kind == "upload never completed" and finding.fix is not None:
+        finding.fix()
+        assert lab.found() == []
+
+
+def test_images_that_no_event_announces_are_found_wherever_they_lie(lab: Lab) -> None:
+    home = lab.prince.directory
+    for directory in ("20261101/a", "20261101/b/Img", "other", "empty"):
+        (home / directory).mkdir(parents=True)
+    (home / "20261101/a/1.tif").write_bytes(tiff())
+    (home / "20261101/b/Img/1.tif").touch()
+    (home / "other/x.TIFF").touch()
+    (home / "link").symlink_to(home / "20261101")
+    event = json.loads(lab.prince.event(images=0))
+    (lab.prince.events / "1.json").write_text(json.dumps(event | {"img_dir": "20261101/a"}))
+    lab.ingest_file("1.json")
+    lab.upload(lab.last(Ingested))
+
+    found = lab.found()
+    assert [finding.subject for finding in found] == [f"{home / '20261101/b'}: 1", f"{home / 'other'}: 1"]
+    assert {finding.kind for finding in found} == {"images that no event announces"}
+    # An event file that was just dropped announces them.
+    again = {"img_dir": "other", "timestep_id": str(uuid4())}
+    (lab.prince.events / "2.json").write_text(json.dumps(event | again))
+    assert lab.kinds().count("images that no event announces") == 1
+
+
+def test_a_disk_that_is_away_hides_nothing_else(lab: Lab) -> None:
+    lab.upload(lab.take_in("1.json"))
+    lab.prince.directory.rename(lab.root / "away")
+    _overwrite(lab, lab.last(Ingested))
+    assert lab.kinds() == ["disk that can't be read", "object changed before it was archived"]
