@@ -69,7 +69,7 @@ class Bundle:
                 raise BundleError(f"{image_dir / name} has the name of a member that the archiver adds; rename it")
         # The newest image's time: the same for the same input, and GNU tar warns about files from 1970.
         made_at = max((source.mtime_ns for source in sources.values()), default=0)
-        manifest_size = sum(len(_manifest_line(name, _NO_HASH)) for name in (METADATA, *sources))
+        manifest_size = sum(len(manifest_line(name, _NO_HASH)) for name in (METADATA, *sources))
 
         members: list[Member] = []
 
@@ -98,7 +98,7 @@ class Bundle:
         Args:
             hashes: SHA-256 in hex of every other member, by its name.
         """
-        return b"".join(_manifest_line(member.name, hashes[member.name]) for member in self.members[:-1])
+        return b"".join(manifest_line(member.name, hashes[member.name]) for member in self.members[:-1])
 
     def read_range(self, start: int, stop: int) -> Iterator[bytes]:
         """Make the bytes from `start` up to `stop` again, from the source files alone.
@@ -227,7 +227,7 @@ class BundleReader(io.RawIOBase):
         yield io.BytesIO(bytes(ending)).readinto, ending
 
 
-def _manifest_line(name: str, sha256: str) -> bytes:
+def manifest_line(name: str, sha256: str) -> bytes:
     """A line as `sha256sum` writes it: a name with a line break or backslash is escaped, and marked by one."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     mark = "" if escaped == name else "\\"

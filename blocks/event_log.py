@@ -1,7 +1,7 @@
 """The Redis stream: the one append-only log of everything that happened to a timestep."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -145,6 +145,15 @@ class EventLog(Block):
             return cast(dict[str, str], self.redis.config_get("appendonly")).get("appendonly", "yes") == "yes"
         except ResponseError:
             return True
+
+    # --- reading all of it
+
+    def pages(self, count: int) -> Iterator[list[Entry]]:
+        """Every entry there is, oldest first, up to `count` at a time."""
+        after = "-"
+        while page := cast(list[tuple[str, dict[str, str]]], self.redis.xrange(self.stream, after, count=count)):
+            yield [Entry(id, fields) for id, fields in page]
+            after = f"({page[-1][0]}"
 
     # --- reading in a group
 

@@ -189,6 +189,15 @@ def audit(
 
 
 @app.command()
+def rebuild() -> None:
+    """Fill an empty database from the stream, and from the bucket what the stream has forgotten."""
+    from flows.rebuild import rebuild as rebuild_database
+
+    for sentence in rebuild_database(get_settings()):
+        typer.echo(sentence)
+
+
+@app.command()
 def replay(
     entries: Annotated[
         list[str] | None, typer.Argument(help="Ids of entries of the stream; all that were set aside, if none.")

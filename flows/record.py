@@ -76,12 +76,27 @@ def record_waiting(log: EventLog, engine: Engine, consumer: str, limit: int, *, 
 
 
 def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int:
-    """Record entries in one transaction and acknowledge them; returns how many were recorded.
-
-    When that fails for what one of them says, each is recorded by itself, and the guilty are set aside.
+    """Record entries and acknowledge them, set the unrecordable aside; returns how many were recorded.
 
     Raises:
         sqlalchemy.exc.DBAPIError: when the database is away; the entries stay with the consumer.
+    """
+    refused = apply_or_refuse(engine, entries)
+    for entry, reason in refused:
+        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entry.id, reason)
+        log.dead_letters(GROUP).add(entry, reason)
+    log.acknowledge(GROUP, *(entry.id for entry in entries))
+    return len(entries) - len(refused)
+
+
+def apply_or_refuse(engine: Engine, entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """Apply entries in one transaction; when that fails for what one of them says, each by itself.
+
+    Returns:
+        Those that can never be applied, each with the reason.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError, psycopg.Error: when the database is away.
     """
     try:
         with _without_collection(), Session(engine) as session, session.begin():
@@ -90,14 +105,10 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
         reason = _guilt(error)
         if reason is None:
             raise
-        if len(entries) > 1:
-            return sum(record_batch(log, engine, [entry]) for entry in entries)
-        about = {"timestep_id": entries[0].fields.get("timestep_id")}
-        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entries[0].id, reason, extra=about)
-        log.dead_letters(GROUP).add(entries[0], reason)
-        return 0
-    log.acknowledge(GROUP, *(entry.id for entry in entries))
-    return len(entries)
+        if len(entries) == 1:
+            return [(entries[0], reason)]
+        return [refused for entry in entries for refused in apply_or_refuse(engine, [entry])]
+    return []
 
 
 @contextmanager

@@ -1,0 +1,110 @@
+"""Fills a database anew: from the stream, and from the bucket where the stream was trimmed."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from blocks.database import create_engine
+from blocks.entry import Entry
+from blocks.event_file import TimestepType
+from blocks.event_log import EventLog
+from blocks.messages import EventData, LogEvent
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from blocks.stored_timestep import NotATimestep, read_stored
+from blocks.tables import Timestep
+from flows.reconcile import announcement
+from flows.record import apply_or_refuse
+
+STAGE = "rebuild"
+BATCH = 1000
+OBJECTS_AT_ONCE = 4
+# Of an event that was made from an object: it stands in no stream.
+NO_ENTRY = "0-0"
+
+LOST = (
+    "The bucket can't know: when and from which event file a timestep was taken in, failures, the flow runs, what was "
+    "checked at the upload, purged files, timesteps that were never uploaded, rejected event files, "
+    "and surf-archiver's jobs and their times."
+)
+
+
+def rebuild(settings: Settings) -> Iterator[str]:
+    """Fill the database, and say what was found and what can't be known. What is recorded already stays.
+
+    Raises:
+        ObjectStoreError: when the bucket can't be read.
+        sqlalchemy.exc.DBAPIError: when the database is away; do it again then.
+    """
+    store = ObjectStore.from_settings(settings)
+    engine = create_engine(settings)
+    try:
+        with closing(EventLog.from_settings(settings)) as log:
+            yield from _from_stream(log, engine)
+        yield from _from_bucket(store, engine)
+    finally:
+        engine.dispose()
+
+
+def _from_stream(log: EventLog, engine: Engine) -> Iterator[str]:
+    recorded = 0
+    for entries in log.pages(BATCH):
+        refused = apply_or_refuse(engine, entries)
+        recorded += len(entries) - len(refused)
+        for entry, reason in refused:
+            yield f"entry {entry.id} of the stream can't be recorded: {reason}"
+    yield f"{recorded} events were recorded from the stream"
+
+
+def _from_bucket(store: ObjectStore, engine: Engine) -> Iterator[str]:
+    """What the stream does not tell any more: objects nobody recorded."""
+    read = archived = 0
+    with ThreadPoolExecutor(OBJECTS_AT_ONCE) as threads:
+        for page in _objects(store):
+            unknown = _unknown(engine, page)
+
+            def look(one: tuple[str, datetime]) -> list[LogEvent] | str:
+                return _tell(store, *one)
+
+            for (key, _), told in zip(unknown, threads.map(look, unknown), strict=True):
+                if isinstance(told, str):
+                    yield f"{key} was left out: {told}"
+                    continue
+                entries = [Entry(NO_ENTRY, {"event": event.model_dump_json(), "type": event.type}) for event in told]
+                for _, reason in apply_or_refuse(engine, entries):
+                    yield f"{key} can't be recorded: {reason}"
+                read += 1
+                archived += len(told) - 1
+    yield f"{read} timesteps were read from the bucket, {archived} of them are on tape"
+    if read:
+        yield LOST
+
+
+def _tell(store: ObjectStore, key: str, modified_at: datetime) -> list[LogEvent] | str:
+    """What an object says: its upload, and its archive if it is tagged; or why it is none of ours."""
+    try:
+        uploaded = read_stored(store, key, modified_at)
+    except NotATimestep as error:
+        return str(error)
+    told: list[EventData] = [uploaded]
+    if store.tags(key).get("archived") == "true":
+        told.append(announcement(key, uploaded.timestep_id))
+    return [LogEvent.of(data, STAGE).model_copy(update={"time": modified_at}) for data in told]
+
+
+def _objects(store: ObjectStore) -> Iterator[list[tuple[str, datetime]]]:
+    """Keys of the bucket where timesteps lie, by pages, with the times they were stored."""
+    paginator = store.client.get_paginator("list_objects_v2")
+    for kind in TimestepType:
+        for page in paginator.paginate(Bucket=store.bucket_name, Prefix=f"{kind.prefix}/"):
+            yield [(found["Key"], found["LastModified"]) for found in page.get("Contents", [])]
+
+
+def _unknown(engine: Engine, objects: Sequence[tuple[str, datetime]]) -> list[tuple[str, datetime]]:
+    with Session(engine) as session:
+        known = set(session.exec(select(Timestep.key).where(col(Timestep.key).in_([key for key, _ in objects]))))
+    return [(key, modified_at) for key, modified_at in objects if key not in known]

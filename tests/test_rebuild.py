@@ -1,0 +1,139 @@
+"""A lost database is filled again, from the stream and from the bucket, over real servers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from blocks.event_log import EventLog
+from blocks.messages import Ingested, Uploaded
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from blocks.surf_archiver import archive_of
+from flows.rebuild import LOST, rebuild
+from flows.upload import upload
+from tests.events import announced, archived, failed, ingested, purged, rejected
+from tests.gateway import record
+from tests.images import tiff
+from tests.test_record import empty, rows
+
+# What an object can't know of its timestep, or knows otherwise.
+NOT_IN_THE_BUCKET = {
+    "ingested_at",
+    "event_file",
+    "uploaded_at",
+    "upload_started_at",
+    "verified_at",
+    "checks",
+    "archived_at",
+    "source_purged_at",
+}
+
+
+@pytest.fixture
+def timesteps(settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine) -> list[Uploaded]:
+    """Three timesteps with all that may happen to one; the first is on tape."""
+    assert settings.data_dir is not None
+    (settings.data_dir / "prince" / "events").mkdir(parents=True)
+    done = []
+    for number in range(3):
+        event = announced(
+            position=number, img_dir=f"t{number}", metadata={"note": "µm\n"}, objective="10x", img_count=3, plate=number
+        )
+        directory = settings.data_dir / "prince" / event.img_dir / "Img"
+        directory.mkdir(parents=True)
+        for name in ("1.tif", "odd\\name.tif", f"{'long' * 40}.tif"):
+            (directory / name).write_bytes(tiff(name.encode() * 1000))
+        taken_in = Ingested(
+            timestep_id=event.timestep_id, system="prince", event_file=f"events/{number}.json", event=event
+        )
+        done.append(upload(taken_in, settings, object_store, event_log))
+        record(engine, event_log, taken_in, failed(event), done[-1], purged(event))
+    record(engine, event_log, archived(done[0].key, archive_of(done[0].key)), rejected(), ingested(announced()))
+    object_store.put_tags(done[0].key, {"archived": "true"})
+    return done
+
+
+def in_the_bucket(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    found = rows(engine)
+    timesteps = sorted((row for row in found["Timestep"] if row["key"]), key=lambda row: row["position"])
+    return {
+        "Timestep": [{name: row[name] for name in row.keys() - NOT_IN_THE_BUCKET} for row in timesteps],
+        "TimestepImage": found["TimestepImage"],
+        "Archive": [{"id": row["id"], "path": row["path"]} for row in found["Archive"]],
+        "ArchiveMember": [{"archive_id": row["archive_id"], "key": row["key"]} for row in found["ArchiveMember"]],
+    }
+
+
+def test_the_stream_gives_all_of_it_back(
+    settings: Settings, engine: Engine, event_log: EventLog, timesteps: list[Uploaded]
+) -> None:
+    lost = rows(engine)
+    event_log.redis.xadd(event_log.stream, {"event": "no JSON"})
+    empty(engine)
+    for _ in range(2):
+        said = list(rebuild(settings))
+        assert rows(engine) == lost
+        assert any("can't be recorded" in sentence and "not an event" in sentence for sentence in said)
+        assert said[-2:] == [
+            "15 events were recorded from the stream",
+            "0 timesteps were read from the bucket, 0 of them are on tape",
+        ]
+
+
+def test_the_bucket_gives_back_what_it_can_know(
+    settings: Settings, engine: Engine, event_log: EventLog, object_store: ObjectStore, timesteps: list[Uploaded]
+) -> None:
+    lost = in_the_bucket(engine)
+    event_log.redis.xtrim(event_log.stream, maxlen=0)
+    empty(engine)
+    assert list(rebuild(settings)) == [
+        "0 events were recorded from the stream",
+        "3 timesteps were read from the bucket, 1 of them are on tape",
+        LOST,
+    ]
+    assert in_the_bucket(engine) == lost
+    states = {row["position"]: row["state"] for row in rows(engine)["Timestep"]}
+    assert states == {0: "archived", 1: "uploaded", 2: "uploaded"}
+    assert list(rebuild(settings))[1] == "0 timesteps were read from the bucket, 0 of them are on tape"
+
+
+def test_stream_and_bucket_complete_each_other(
+    settings: Settings, engine: Engine, event_log: EventLog, timesteps: list[Uploaded]
+) -> None:
+    lost = in_the_bucket(engine)
+    # All of the first timestep is forgotten, and that the second was taken in.
+    event_log.redis.xtrim(event_log.stream, maxlen=15 - 5, approximate=False)
+    empty(engine)
+    assert "1 timesteps were read from the bucket, 1 of them are on tape" in list(rebuild(settings))
+    assert in_the_bucket(engine) == lost
+
+
+def test_what_is_no_timestep_or_damaged_is_left_out_and_said(
+    settings: Settings,
+    engine: Engine,
+    event_log: EventLog,
+    object_store: ObjectStore,
+    timesteps: list[Uploaded],
+    tmp_path: Path,
+) -> None:
+    event_log.redis.xtrim(event_log.stream, maxlen=0)
+    empty(engine)
+    client, bucket = object_store.client, settings.bucket
+    client.put_object(Bucket=bucket, Key="images/somebody/else/s.tar", Body=b"x")
+    flipped, moved, _ = timesteps
+    for source, target, change in ((flipped, flipped.key, True), (moved, "images/moved/20200101/x.tar", False)):
+        found = client.get_object(Bucket=bucket, Key=source.key)
+        content = bytearray(found["Body"].read())
+        if change:
+            content[source.images[0].offset + 5] ^= 1
+        client.put_object(Bucket=bucket, Key=target, Body=bytes(content), Metadata=found["Metadata"])
+    said = list(rebuild(settings))
+    assert f"{flipped.key} was left out: what is in it differs from its manifest-sha256.txt" in said
+    assert "images/somebody/else/s.tar was left out: its metadata names no timestep" in said
+    assert any(
+        sentence.startswith("images/moved/20200101/x.tar was left out: its metadata.json is") for sentence in said
+    )
+    assert "2 timesteps were read from the bucket, 0 of them are on tape" in said
+    assert {row["position"] for row in rows(engine)["Timestep"]} == {1, 2}
