@@ -11,7 +11,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 _concerned: ContextVar[str | None] = ContextVar("concerned", default=None)
 
-_UUID = re.compile(r"/timesteps/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", re.IGNORECASE)
+# How messages and paths name a timestep.
+_NAMED = re.compile(r"(?:/timesteps/|timestep )([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b", re.IGNORECASE)
 # They bring handlers of their own, in formats of their own.
 _OUTSPOKEN = ("uvicorn", "uvicorn.access", "uvicorn.error", "fastapi")
 
@@ -51,7 +52,8 @@ def _enrich(record: logging.LogRecord) -> bool:
         path = str(target).partition("?")[0]
         record.args = (client, method, path, version, status)
         record.method, record.path, record.status = method, path, status
-        timestep_id = match[1].lower() if (match := _UUID.search(path)) else None
+    if not timestep_id and (named := _NAMED.search(record.getMessage())):
+        timestep_id = named[1].lower()
     if timestep_id:
         record.timestep_id = timestep_id
     # Colours for a terminal, of uvicorn.

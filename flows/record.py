@@ -83,7 +83,8 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
     """
     refused = apply_or_refuse(engine, entries)
     for entry, reason in refused:
-        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entry.id, reason)
+        about = {"timestep_id": entry.fields.get("timestep_id")}
+        logger.warning("Set aside stream entry %s, which can't be recorded: %s", entry.id, reason, extra=about)
         log.dead_letters(GROUP).add(entry, reason)
     log.acknowledge(GROUP, *(entry.id for entry in entries))
     return len(entries) - len(refused)

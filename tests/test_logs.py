@@ -75,6 +75,14 @@ def test_every_line_names_the_timestep_that_it_concerns(lines: Lines) -> None:
     assert "timestep_id" not in found[-1]
 
 
+def test_a_timestep_is_known_by_its_name_in_the_message(lines: Lines) -> None:
+    logger.info("Timestep %s was announced before", ONE)
+    logger.info("/api/1/timesteps/%s/images: object storage is away", ONE)
+    logger.info("stream entry %s", OTHER, extra={"timestep_id": str(ONE)})
+    logger.info("flow run %s", OTHER)
+    assert [line.get("timestep_id") for line in lines.read_lines()] == [str(ONE)] * 3 + [None]
+
+
 def test_requests_are_logged_without_their_query(
     lines: Lines, settings: Settings, object_store: ObjectStore, event_log: EventLog
 ) -> None:
