@@ -203,6 +203,10 @@ DATA_TYPES: dict[str, type[EventData]] = {
 }
 
 
+# Raised when an event is written that an older release would misread. A field more is no such change.
+SCHEMA_VERSION = 1
+
+
 class LogEvent(BaseModel):
     """One entry of the stream: a CloudEvent around what happened."""
 
@@ -215,8 +219,18 @@ class LogEvent(BaseModel):
     subject: str | None = Field(None, description="The timestep's id, where there is one.")
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
-    schemaversion: int = 1
+    schemaversion: int = SCHEMA_VERSION
     data: SerializeAsAny[EventData]
+
+    @field_validator("schemaversion")
+    @classmethod
+    def _is_known(cls, value: int) -> int:
+        if value > SCHEMA_VERSION:
+            raise ValueError(
+                f"a newer release wrote it, with schema version {value}; {SCHEMA_VERSION} is the last one known here: "
+                "upgrade this one, then run `archiver replay`"
+            )
+        return value
 
     @field_validator("data", mode="before")
     @classmethod

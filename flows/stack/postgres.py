@@ -63,7 +63,7 @@ class Postgres:
         return Service(
             name="postgres",
             argv=[
-                str(_programs() / "postgres"),
+                str(programs_directory() / "postgres"),
                 "-D",
                 str(self.data),
                 *(f"--{name}={value}" for name, value in settings.items()),
@@ -97,7 +97,7 @@ class Postgres:
         shutil.chown(directory, user, pwd.getpwnam(user).pw_gid)
         for path in (self._extensions, *self._extensions.rglob("*")):
             shutil.chown(path, user)
-        programs = _programs()
+        programs = programs_directory()
         for ancestor in {*directory.resolve().parents, *programs.resolve().parents}:
             _grant(ancestor, stat.S_IXOTH)
         site_packages = programs.parents[2]
@@ -117,7 +117,7 @@ class Postgres:
         command = Service(
             name="initdb",
             argv=[
-                str(_programs() / "initdb"),
+                str(programs_directory() / "initdb"),
                 f"--pgdata={draft}",
                 f"--username={ROLE}",
                 f"--pwfile={password_file}",
@@ -172,7 +172,7 @@ _PG_TRGM = Path(__file__).with_name("pg_trgm")
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}
 
 
-def _programs() -> Path:
+def programs_directory() -> Path:
     """The directory of PostgreSQL's programs.
 
     Raises:
