@@ -17,6 +17,7 @@ from api.deps import Services
 from api.filters import TIMESTEPS
 from api.paging import COUNT_LIMIT
 from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
+from blocks.early_warnings import silent_systems
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog, Group
 from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally
@@ -49,6 +50,14 @@ class GroupStatus(BaseModel):
     newest_dead_letters: list[DeadLetterRow] = Field(description="The last of those it has set aside.")
 
 
+class SilentSystemRow(BaseModel):
+    """An imaging system that announces nothing any more, as far as its own cadence tells."""
+
+    system: str = Field(description="Imaging system.", examples=["prince"])
+    last: datetime = Field(description="Its last timestep.", examples=["2026-11-23T10:42:07Z"])
+    cadence_seconds: float = Field(description="Between two of its timesteps, as a rule.", examples=[3600.0])
+
+
 class StateStatus(BaseModel):
     """What the database says of all timesteps."""
 
@@ -67,6 +76,9 @@ class StateStatus(BaseModel):
     )
     oldest_not_on_tape_seconds: float | None = Field(
         description="Since the upload of the one that waits longest for the tape.", examples=[86_400.0]
+    )
+    silent_systems: list[SilentSystemRow] = Field(
+        description="Systems that have been silent for more than three of their own intervals.", examples=[[]]
     )
     uploaded_last_hour: int = Field(description="Timesteps that arrived and are not on tape yet.", examples=[120])
     done_in_seconds: float | None = Field(
@@ -129,6 +141,10 @@ def _read_state(session: Session, now: datetime) -> StateStatus:
         rejected=session.exec(select(func.count()).select_from(RejectedEventFile)).one(),
         at_risk=_count(session, not_on_tape(now - timedelta(hours=DEFAULT_HOURS), Timestep.id)),
         oldest_not_on_tape_seconds=_age(oldest, now),
+        silent_systems=[
+            SilentSystemRow(system=one.system, last=one.last, cadence_seconds=one.cadence.total_seconds())
+            for one in silent_systems(session, now)
+        ],
         uploaded_last_hour=uploaded,
         done_in_seconds=timesteps[TimestepState.INGESTED] / uploaded * RATE_OVER.total_seconds() if uploaded else None,
     )

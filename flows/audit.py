@@ -4,12 +4,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed
+from sqlalchemy import Engine
+from sqlmodel import Session
 
 from blocks.database import create_engine
+from blocks.early_warnings import source_outlook, staging_outlook
 from blocks.event_log import EventLog
 from blocks.findings import Finding
 from blocks.imaging_system import ImagingSystem
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 # What happened so lately may still be on its way, and an upload that was begun so long ago is not.
 GRACE = timedelta(hours=1)
 LEFT_OVER = timedelta(hours=24)
+# A disk that is full sooner than this needs somebody's eye.
+FULL_WITHIN = timedelta(hours=72)
 
 
 def find(
@@ -49,8 +54,31 @@ def find(
             yield from audit_timesteps(log, reader, grace)
             yield from audit_bucket(store, log, reader, grace)
             yield from audit_leftovers(store, log, left_over)
+            yield from audit_disks(systems, settings, reader)
     finally:
         engine.dispose()
+
+
+def audit_disks(systems: list[ImagingSystem], settings: Settings, engine: Engine) -> Iterator[Finding]:
+    """Disks that will be full soon, at the rates of the last day."""
+    now = datetime.now(UTC)
+    with Session(engine) as session:
+        outlooks = [(one.directory, source_outlook(session, one.directory, [one.name], now)) for one in _there(systems)]
+        staged = [system.name for system in systems if system.staging != "never"]
+        if staged and settings.staging_dir and settings.staging_dir.is_dir():
+            outlooks.append((settings.staging_dir, staging_outlook(session, settings.staging_dir, staged, now)))
+    for directory, disk in outlooks:
+        if disk.hours_left < FULL_WITHIN / timedelta(hours=1):
+            yield Finding(
+                "disk that will be full",
+                f"{directory}: {disk.free} of {disk.total} bytes are free, full in {disk.hours_left:.0f} hours at "
+                f"{disk.rate_in:.0f} bytes per hour in, {disk.rate_out:.0f} out",
+                "see what keeps files from being deleted, or make room",
+            )
+
+
+def _there(systems: list[ImagingSystem]) -> Iterator[ImagingSystem]:
+    return (system for system in systems if system.directory.is_dir())
 
 
 def report(findings: Iterator[Finding], say: Callable[[str], object], *, fix: bool) -> tuple[int, int]:

@@ -94,6 +94,15 @@ def test_metrics_tell_the_same(busy: TestClient) -> None:
     assert 0 < figures["archiver_group_oldest_waiting_seconds state-manager"] < 60
 
 
+def test_a_system_that_fell_silent_is_told(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    hours = [announced(timestamp=datetime.now(UTC) - timedelta(hours=number)) for number in range(5, 12)]
+    record(engine, event_log, *map(ingested, hours))
+    (silent,) = client.get("/api/1/status").json()["state"]["silent_systems"]
+    assert (silent["system"], silent["cadence_seconds"]) == ("prince", pytest.approx(3600, abs=1))
+    figures = read_metrics(client)
+    assert figures["archiver_system_last_timestep_seconds prince"] == pytest.approx(hours[0].timestamp.timestamp())
+
+
 def test_nothing_happened_yet(client: TestClient) -> None:
     status = client.get("/api/1/status").json()
     assert status["state"]["timesteps"] == {"ingested": 0, "uploaded": 0, "archived": 0, "failed": 0}

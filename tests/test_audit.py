@@ -17,6 +17,7 @@ from blocks.imaging_system import ImagingSystem
 from blocks.messages import Ingested, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from flows import audit
 from flows.audit import find, report
 from flows.record import record_waiting
 from flows.upload import upload
@@ -180,3 +181,11 @@ def test_a_disk_that_is_away_hides_nothing_else(lab: Lab) -> None:
     lab.prince.directory.rename(lab.root / "away")
     _overwrite(lab, lab.last(Ingested))
     assert lab.kinds() == ["disk that can't be read", "object changed before it was archived"]
+
+
+def test_a_disk_that_will_be_full_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.upload(lab.take_in("1.json"))
+    monkeypatch.setattr(audit, "FULL_WITHIN", timedelta(days=365_000_000))
+    (finding,) = lab.found()
+    assert finding.kind == "disk that will be full"
+    assert "bytes per hour in, 0 out" in finding.subject

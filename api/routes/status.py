@@ -73,6 +73,12 @@ def _of_state(state: StateStatus) -> Iterator[Metric]:
         "Since the upload that waits longest for the tape; 0 when none does.",
         state.oldest_not_on_tape_seconds or 0,
     )
+    silent = GaugeMetricFamily(
+        "archiver_system_last_timestep_seconds", "When a system that fell silent took its last one.", labels=["system"]
+    )
+    for system in state.silent_systems:
+        silent.add_metric([system.system], system.last.timestamp())
+    yield silent
 
 
 def _of_groups(groups: list[GroupStatus]) -> Iterator[Metric]:
