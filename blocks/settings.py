@@ -124,6 +124,12 @@ class Settings(BaseSettings):
         "of the entrypoints' logs: `json`, one object per line, or `text`",
         used_by="event-ingester, upload-worker, state-manager, api",
     )
+    report_block: str | None = _setting(
+        None,
+        "the Prefect notification block that gets [the daily report](state.md#the-daily-report), as `type/name`",
+        used_by="state-manager",
+        pattern=r"^[a-z0-9-]+/[a-z0-9-]+$",
+    )
     consumer: str = _setting(
         socket.gethostname,
         "name under which this process reads the stream; must be the same after a restart",

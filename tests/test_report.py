@@ -1,0 +1,111 @@
+"""The daily report, from a real database through a real Prefect block to a real receiver."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from blocks.object_store import ObjectStore
+from flows.apply import apply_events
+from flows.report import TITLE, NoNotificationBlock, notify, report
+from flows.upload import OBJECT_STORE
+from tests.events import NOON, announced, archived, delivered, failed, ingested, rejected, said, uploaded
+
+pytest_plugins = ["tests.prefect_server"]
+
+HOURS = 3600
+
+
+def test_the_report_says_what_happened_and_what_to_look_after(engine: Engine) -> None:
+    new, old, on_tape, broken = (announced(position=position) for position in range(4))
+    other = announced(position=9)
+    with Session(engine) as session, session.begin():
+        apply_events(
+            session,
+            delivered(
+                said(ingested(new), -2 * HOURS),
+                said(uploaded(new, size=1_500_000_000), -1 * HOURS),
+                said(uploaded(old), -60 * HOURS),
+                said(ingested(on_tape, event_file="events/2.json"), -25 * HOURS),
+                said(uploaded(on_tape, size=2_500_000_000), -23 * HOURS),
+                said(archived(on_tape.key), -3 * HOURS),
+                said(failed(broken, "the share is away"), -30 * HOURS),
+                said(ingested(other, system="aretha"), -100 * HOURS),
+                *(said(rejected(f"events/bad{number}.json", f"bad {number}"), -number) for number in range(7)),
+            ),
+        )
+    assert report(engine, NOON).splitlines() == [
+        "from 2026-11-22 12:00 to 2026-11-23 12:00 UTC",
+        "taken in: 1 (prince 1)",
+        "uploaded: 2, 4.0 GB",
+        "on tape: 1",
+        "failed, and not uploaded since: 1",
+        "- prince 20261101_004, position 3: the share is away",
+        "rejected event files: 7",
+        *(f"- bad {number}" for number in range(5)),
+        "- and 2 more",
+        "not on tape 48 hours after the upload: 1, the oldest since 2026-11-21",
+        "silent systems: 1",
+        "- aretha, since 2026-11-19 08:00",
+    ]
+
+
+def test_an_empty_database_has_a_report_too(engine: Engine) -> None:
+    assert "taken in: 0" in report(engine, NOON + timedelta(days=1))
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a webhook, and what was posted to it."""
+    got: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", got
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_report_reaches_a_webhook_through_a_block_of_prefect(
+    prefect: str, receiver: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url, got = receiver
+
+    async def test() -> None:
+        block = CustomWebhookNotificationBlock(
+            name="lab", url=url, json_data={"title": "{{subject}}", "text": "{{body}}"}
+        )
+        await block.asave("lab", overwrite=True)
+        await notify("custom-webhook/lab", "taken in: 3\nuploaded: 2")
+
+    asyncio.run(test())
+    assert got == [{"title": TITLE, "text": "taken in: 3\nuploaded: 2"}]
+
+
+def test_a_block_that_is_not_there_or_tells_nobody_is_named(prefect: str, object_store: ObjectStore) -> None:
+    async def test(name: str) -> None:
+        await object_store.without_keys().asave(OBJECT_STORE, overwrite=True)
+        await notify(name, "text")
+
+    with pytest.raises(NoNotificationBlock, match="slack-webhook/nobody, which Prefect does not have"):
+        asyncio.run(test("slack-webhook/nobody"))
+    with pytest.raises(NoNotificationBlock, match="is no notification block"):
+        asyncio.run(test(f"object-store/{OBJECT_STORE}"))
