@@ -1,0 +1,160 @@
+"""The state-manager under everything a log may do to it: deliveries twice, out of order, and lost on the way.
+
+What was said is kept beside, and the database must agree with it, as plainly as the rules can be told.
+"""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+import flows.record
+from blocks.event_log import EventLog
+from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, SourcePurged, StagingPurged, Uploaded
+from flows.apply import apply_events
+from flows.record import GROUP, record_waiting
+from tests.events import NOON, announced, archived, failed, ingested, purged, uploaded
+from tests.test_record import empty, rows
+
+EVENTS = [announced(UUID(int=number << 96), position=number) for number in (1, 2)]
+SAYINGS: st.SearchStrategy[EventData] = st.sampled_from(EVENTS).flatmap(
+    lambda event: st.sampled_from(
+        [
+            ingested(event, event_file=f"events/{event.position}.json"),
+            uploaded(event),
+            failed(event),
+            failed(event, attempt=2),
+            archived(event.key),
+            purged(event, SourcePurged),
+            purged(event, StagingPurged),
+        ]
+    )
+)
+SECONDS = st.integers(0, 20)
+CONSUMERS = st.sampled_from(["one", "two"])
+
+
+class Deliveries(RuleBasedStateMachine):
+    """One log, two consumers that die at any moment, and what the log says."""
+
+    engine: Engine
+    log: EventLog
+
+    def __init__(self) -> None:
+        super().__init__()
+        empty(self.engine)
+        self.log.redis.flushall()
+        self.log.ensure_groups()
+        self.first: dict[UUID, LogEvent] = {}
+
+    @rule(data=SAYINGS, seconds=SECONDS, twice=st.booleans())
+    def say(self, data: EventData, seconds: int, twice: bool) -> None:
+        """Clocks differ, so times are in no order. A writer that died says it again, past the guard against it."""
+        event = LogEvent.of(data, "test").model_copy(update={"time": NOON + timedelta(seconds=seconds)})
+        for _ in range(1 + twice):
+            self.log.redis.xadd(self.log.stream, {"event": event.model_dump_json(), "type": event.type})
+        known = self.first.get(event.id)
+        if known is None or event.time < known.time:
+            self.first[event.id] = event
+
+    @rule(consumer=CONSUMERS, limit=st.integers(1, 4))
+    def deliver(self, consumer: str, limit: int) -> None:
+        self._record(consumer, limit)
+
+    @rule(consumer=CONSUMERS, limit=st.integers(1, 4))
+    def lose(self, consumer: str, limit: int) -> None:
+        """Delivered, and the process dies before it did anything."""
+        self.log.read(GROUP, consumer, count=limit, wait_seconds=0.001)
+
+    @rule(consumer=CONSUMERS, limit=st.integers(1, 4))
+    def die_before_the_commit(self, consumer: str, limit: int) -> None:
+        entries = self.log.read(GROUP, consumer, count=limit, wait_seconds=0.001)
+        with Session(self.engine) as session:
+            apply_events(session, entries)
+            session.rollback()
+
+    @rule(consumer=CONSUMERS, limit=st.integers(1, 4))
+    def die_before_the_acknowledgement(self, consumer: str, limit: int) -> None:
+        entries = self.log.read(GROUP, consumer, count=limit, wait_seconds=0.001)
+        with Session(self.engine) as session, session.begin():
+            apply_events(session, entries)
+
+    @rule()
+    def deliver_all_again(self) -> None:
+        """An operator sets the group back to the beginning."""
+        self.log.redis.xgroup_setid(self.log.stream, GROUP, "0")
+
+    @invariant()
+    def nothing_is_known_that_was_not_said(self) -> None:
+        found = rows(self.engine)
+        assert {row["id"] for row in found["TimestepEvent"]} <= self.first.keys()
+
+    def teardown(self) -> None:
+        """In the end all is delivered, and the database says what the log says."""
+        self._record("one", 100)
+        found = rows(self.engine)
+        assert {row["id"]: row["time"] for row in found["TimestepEvent"]} == {
+            id: event.time for id, event in self.first.items()
+        }
+        assert {row["id"]: told(row) for row in found["Timestep"]} == self._expected()
+        backlog = self.log.backlog(GROUP)
+        assert (backlog.waiting, backlog.in_progress, backlog.set_aside) == (0, 0, 0)
+
+    def _record(self, consumer: str, limit: int) -> None:
+        record_waiting(self.log, self.engine, consumer, limit, linger_seconds=0.001)
+
+    def _expected(self) -> dict[UUID, dict[str, Any]]:
+        expected = {}
+        for event in EVENTS:
+            times = {
+                kind: [
+                    said.time
+                    for said in self.first.values()
+                    if isinstance(said.data, kind)
+                    and event.timestep_id == (said.data.timestep_id or event.timestep_id)
+                    and getattr(said.data, "key", event.key) == event.key
+                ]
+                for kind in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged)
+            }
+            if not (times[Ingested] or times[Uploaded] or times[Failed]):
+                continue
+            last = {kind: max(said, default=None) for kind, said in times.items()}
+            at, until = last[Failed], last[Uploaded]
+            on_tape = min(times[Archived], default=None) if until else None
+            failed_at = at if at and not (until and until >= at) else None
+            expected[event.timestep_id] = {
+                "state": "archived" if on_tape else "uploaded" if until else "failed" if at else "ingested",
+                "ingested_at": min(times[Ingested], default=None),
+                "uploaded_at": until,
+                "failed_at": failed_at,
+                "archived_at": on_tape,
+                "source_purged_at": last[SourcePurged],
+                "staging_purged_at": last[StagingPurged],
+            }
+        return expected
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    times = ("ingested_at", "uploaded_at", "failed_at", "archived_at", "source_purged_at", "staging_purged_at")
+    return {"state": str(row["state"]), **{name: row[name] for name in times}}
+
+
+def test_whatever_happens_to_deliveries_the_end_is_the_same(
+    engine: Engine, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever looks takes over what the other left lying.
+    monkeypatch.setattr(flows.record, "TAKE_OVER_SECONDS", 0)
+    machine = type("Machine", (Deliveries,), {"engine": engine, "log": event_log})
+    run_state_machine_as_test(
+        machine,
+        settings=hypothesis_settings(
+            max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
