@@ -444,3 +444,31 @@ def test_a_new_file_need_not_wait_for_a_backlog(
 
     asyncio.run(test())
     assert set(ingest.runs.values()) == {1}
+
+
+# --- names that look alike
+
+
+def test_event_files_whose_names_look_alike_are_each_taken_in(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    names = [
+        "a.json",
+        "A.json",
+        "a.JSON",
+        "Zo\u00eb.json",
+        "Zoe\u0308.json",
+        "\uff4a.json",
+        "a\n.json",
+        " .json",
+        "'$(x).json",
+    ]
+    for name in names:
+        prince.drop(name)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, *names), "taking in each")
+
+    asyncio.run(test())
+    assert len(said(event_log)) == len(names)
+    assert set(ingest.runs.values()) == {1}
