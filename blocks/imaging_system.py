@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -99,15 +99,20 @@ class ImagingSystem(Block):
         return value
 
     @classmethod
-    async def configured(cls, name: str, root: Path) -> Self:
+    async def configured(
+        cls, name: str, root: Path, load: Callable[[str], Awaitable["ImagingSystem"]] | None = None
+    ) -> Self:
         """The system of that name below a root: as its block says, or else with the default values.
+
+        Args:
+            load: gives the block of a name, where it need not be asked for anew.
 
         Raises:
             httpx.HTTPError: when the Prefect server can't be asked.
             ValidationError: when there is a block with values it can't have.
         """
         try:
-            system = cast(Self, await cls.aload(name))
+            system = cast(Self, await (load or cls.aload)(name))
         except ValidationError:
             raise  # it is a ValueError too, but a block that is wrong must not be passed over
         except ValueError:

@@ -16,7 +16,7 @@ class Remembered(Generic[B]):
 
     def __init__(self, kind: type[B]) -> None:
         self._kind = kind
-        self._known: dict[str, tuple[float, B]] = {}
+        self._known: dict[str, tuple[float, B | ValueError]] = {}
 
     async def load(self, name: str) -> B:
         """The block of that name.
@@ -25,8 +25,13 @@ class Remembered(Generic[B]):
             ValueError: when there is none.
             httpx.HTTPError: when the Prefect server can't be asked.
         """
-        at, block = self._known.get(name, (float("-inf"), None))
-        if block is None or time.monotonic() - at > SECONDS:
-            block = cast(B, await self._kind.aload(name))
-            self._known[name] = (time.monotonic(), block)
-        return block
+        at, known = self._known.get(name, (float("-inf"), None))
+        if known is None or time.monotonic() - at > SECONDS:
+            try:
+                known = cast(B, await self._kind.aload(name))
+            except ValueError as error:
+                known = error  # that there is none is remembered as well
+            self._known[name] = (time.monotonic(), known)
+        if isinstance(known, ValueError):
+            raise known
+        return known

@@ -35,7 +35,7 @@ IN_FLIGHT_AT_MOST = 1000
 PATIENCE_SECONDS = 3.0
 AHEAD = 4
 # Events are recorded at once when it is quiet, and at least this long (seconds) after the run before.
-RECORD_SECONDS = 1.5
+RECORD_SECONDS = 2.0
 
 
 def consumer_name(entrypoint: str) -> str:

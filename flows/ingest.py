@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, get_run_logger
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Scheduled
 
@@ -18,6 +18,7 @@ from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from blocks.logs import log_about
 from blocks.messages import Cleared, Ingested, LogEvent, Rejected
+from blocks.remembered import Remembered
 from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import Staging, StagingFull
@@ -29,6 +30,8 @@ SHORTEST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
 # Between the two looks at images that are all there and as long as they say (seconds).
 SECOND_LOOK_SECONDS = 0.2
+
+_systems = Remembered(ImagingSystem)
 
 
 def announce(
@@ -122,8 +125,7 @@ def clear(system: str, event_file: str, taken_in_as: UUID | None, log: EventLog)
     log.register.close_rejection(system, event_file, episode)
 
 
-@task(task_run_name="look for images of {event_file}")
-async def find_images(system: ImagingSystem, event_file: str, event: ImagingEvent, *, in_time: bool) -> list[str]:
+async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bool) -> list[str]:
     """Make sure that the images are complete; returns what is accepted though it is not as announced.
 
     Raises:
@@ -191,7 +193,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     """
     settings = get_settings()
     settings.require("data_dir")
-    source = await ImagingSystem.configured(system, cast(Path, settings.data_dir))
+    source = await ImagingSystem.configured(system, cast(Path, settings.data_dir), _systems.load)
     began = _began()
     in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds
     event: ImagingEvent | None = None
@@ -202,7 +204,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             event = await asyncio.to_thread(source.read_event, event_file)
             log_about(event.timestep_id)
             seen = await asyncio.to_thread(source.fingerprint, event_file, event.img_dir, content=True)
-            warnings = await find_images(source, event_file, event, in_time=in_time)
+            warnings = await find_images(source, event, in_time=in_time)
             if await asyncio.to_thread(lambda: source.is_staged):
                 await stage(source, event)
             ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)

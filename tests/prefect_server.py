@@ -28,6 +28,7 @@ from prefect.settings import (
 from pydantic import SecretStr
 
 import flows.stack.postgres
+from blocks import remembered
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from flows.init import initialize
@@ -143,6 +144,7 @@ def run_settings(
     settings = settings.model_copy(update={"prefect_api_url": prefect})
     assert settings.data_dir is not None
     settings.data_dir.mkdir()
+    monkeypatch.setattr(remembered, "SECONDS", 0.0)  # a test changes blocks and looks at once
     for name, value in shell_environment(settings).items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()

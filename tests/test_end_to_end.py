@@ -235,6 +235,18 @@ def test_a_timestep_survives_the_end_of_an_upload_worker(stack: RunningStack) ->
     assert_same_images(stack.export(dropped)["url"], dropped)
 
 
+def test_timesteps_survive_the_end_of_the_prefect_server(stack: RunningStack) -> None:
+    pid = stack.pid_of("server")  # prefect server start
+    before = [drop(stack.data_dir) for _ in range(3)]
+    os.kill(pid, signal.SIGKILL)
+    after = drop(stack.data_dir)
+    for dropped in (*before, after):
+        assert_same_images(stack.export(dropped)["url"], dropped)
+        history = stack.get(f"/api/1/timesteps/{dropped.timestep_id}")["history"]
+        assert [event["type"] for event in history] == ["timestep.ingested", "timestep.uploaded"]
+    assert stack.pid_of("server") != pid
+
+
 def _known(stack: RunningStack, dropped: Dropped) -> bool | None:
     timesteps = stack.get("/api/1/timesteps", limit=100)["data"]
     return True if str(dropped.timestep_id) in {timestep["timestep_id"] for timestep in timesteps} else None
