@@ -13,7 +13,7 @@ LONGEST_PAUSE = 900.0
 TRIES = 60
 
 
-def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE) -> State[None]:
+def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE, forever: bool = False) -> State[None]:
     """The state of a run whose last try failed for something that may pass; to be returned by its flow.
 
     Whoever is free in the pool takes the run up again when it is due.
@@ -22,8 +22,10 @@ def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE) -> Sta
         reason: a sentence for the operator, who sees it as the state's message.
         tries: how many there were.
         longest: the longest pause (seconds).
+        forever: there is no last try, so none is announced.
     """
     ceiling = min(FIRST_PAUSE * 2.0 ** (tries - 1), longest)
     # At random, so that many runs that failed for the same cause don't return at once.
     pause = timedelta(seconds=random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, no secret
-    return AwaitingRetry(scheduled_time=datetime.now(UTC) + pause, message=f"{reason} (try {tries} of {TRIES})")
+    count = "" if forever else f" of {TRIES}"
+    return AwaitingRetry(scheduled_time=datetime.now(UTC) + pause, message=f"{reason} (try {tries}{count})")

@@ -135,7 +135,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
             await asyncio.to_thread(conclude, uploaded, entry_id, log)
         except (LeaseTaken, LeaseLost, RedisError, httpx.HTTPError) as error:
             # Not about this timestep: another process works on it, or a service of ours is away.
-            return try_again(_reason(error), tries, longest=SERVICE_PAUSE)
+            return try_again(_reason(error), tries, longest=SERVICE_PAUSE, forever=True)
         except Exception as error:
             if not isinstance(error, PERMANENT) and tries < TRIES:
                 get_run_logger().warning("%s; trying again", _reason(error))

@@ -196,7 +196,9 @@ def test_a_worker_that_is_stopped_hands_back_what_it_had_under_way(
             worker.kill()
         assert said(event_log, Uploaded, Failed) == []
         assert event_log.backlog("upload-worker").in_progress == 1
-        assert [run.state_name for run in await flow_runs()] == ["AwaitingRetry"]
+        (run,) = await flow_runs()
+        assert run.state is not None
+        assert (run.state.name, run.state.message) == ("AwaitingRetry", "handed back, because its worker was stopped")
         await object_store.without_keys().asave(OBJECT_STORE, overwrite=True)
         assert event_log.redis.keys("*:lease:*") == []
         async with working(upload_worker, settings=run_settings):
