@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
-from prefect import State, flow, get_run_logger
+from prefect import State, flow, get_run_logger, task
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Scheduled
 
