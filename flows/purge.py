@@ -192,7 +192,7 @@ def purge(
 
 async def configured_systems(settings: Settings, only: str | None = None) -> list[ImagingSystem]:
     """The systems that are there, each as its block says, or only the one of this name."""
-    settings.require("data_dir", "database_url")
+    settings.require("data_dir", "database_url", "prefect_api_url")
     root = cast(Path, settings.data_dir)
     found = await asyncio.to_thread(discover_systems, root)
     return [await ImagingSystem.configured(name, root) for name in found if only in (None, name)]

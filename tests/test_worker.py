@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry
 from redis.exceptions import ConnectionError as RedisConnectionError
+from sqlalchemy import Engine
 
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
@@ -23,7 +24,10 @@ from blocks.messages import Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from flows import ingest, system_watch, upload
+from flows.audit import audit
 from flows.dispatch import upload_worker
+from flows.purge import purge_timesteps
+from flows.record import record_waiting
 from flows.upload import OBJECT_STORE
 from flows.watch import event_ingester
 from tests.images import tiff
@@ -301,3 +305,30 @@ def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
     asyncio.run(test())
     source.with_name("away").rename(source)
     assert_stored(run_settings, object_store, event, "bowie")
+
+
+def test_the_nightly_flows_do_what_the_systems_block_says_and_find_nothing_amiss(
+    run_settings: Settings, event_log: EventLog, engine: Engine
+) -> None:
+    ImagingSystem(source_retention_days=0, purge_needs_tape=False).save("simone", overwrite=True)
+    event = drop(run_settings, "simone")
+    kept = drop(run_settings, "odetta")
+
+    async def test() -> None:
+        async with working(event_ingester, upload_worker, settings=run_settings):
+            await until(lambda: len(said(event_log, Uploaded)) == 2 and is_done(event_log), "uploading both")
+        record_waiting(event_log, engine, "state-manager", limit=100)
+        nothing = await purge_timesteps(do_it=False, return_state=True)
+        assert nothing.message is not None
+        assert nothing.message.startswith("would delete 3 files")
+        done = await purge_timesteps(return_state=True)
+        assert done.message is not None
+        assert done.message.startswith("deleted 3 files")
+        record_waiting(event_log, engine, "state-manager", limit=100)
+        assert (await audit(return_state=True)).message == "no differences"
+
+    asyncio.run(test())
+    root = cast(Path, run_settings.data_dir)
+    assert [path for path in (root / "simone").rglob("*") if path.is_file()] == []
+    assert not (root / "simone" / event.img_dir).exists()
+    assert len(list((root / "odetta" / kept.img_dir).rglob("*.tif"))) == 2
