@@ -164,7 +164,7 @@ async def publish(uploaded: Uploaded, settings: Settings) -> None:
     """Show in the Prefect UI what was uploaded, with a link to the timestep."""
     seconds = max((uploaded.proof.verified_at - uploaded.started_at).total_seconds(), 1e-3)
     rate = uploaded.size / seconds / 1e6
-    url = f"{settings.api_url or settings.local_api_url}/api/1/timesteps/{uploaded.timestep_id}"
+    url = f"{settings.api_url or settings.local_api_url}/timesteps/{uploaded.timestep_id}"
     get_run_logger().info("%s: %d bytes in %.1f s, %.1f MB/s, proven", uploaded.key, uploaded.size, seconds, rate)
     facts = {
         "timestep": f"[{uploaded.timestep_id}]({url})",

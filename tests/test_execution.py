@@ -129,6 +129,9 @@ def test_a_run_that_fails_for_something_that_passes_waits_without_a_place(
             ended = await wait_for_run("Completed")
             assert ended.id == run.id
             assert ended.run_count >= 2
+            async with get_client() as client:
+                shown = [str(artifact.data) for artifact in await client.read_artifacts()]
+            assert [table for table in shown if f"/timesteps/{event.timestep_id})" in table and event.key in table]
 
     asyncio.run(test())
     assert_stored(run_settings, object_store, event)
