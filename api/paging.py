@@ -84,7 +84,7 @@ class Order:
     def _adapters(self) -> list[TypeAdapter[Any]]:
         return [TypeAdapter(kind) for kind in self.types]
 
-    def behind(self, values: Sequence[object]) -> ColumnElement[bool]:
+    def behind(self, values: Sequence[Any]) -> ColumnElement[bool]:
         """The rows behind the one with these values."""
         here = tuple_(*self.columns)
         there = tuple_(*values)

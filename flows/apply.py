@@ -248,7 +248,7 @@ def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
     cleared: set[UUID] = set()
     for id, type, at, data in session.exec(
         select(event.id, event.type, event.time, event.data)
-        .where(tuple_(event.system, event.event_file).in_(files), col(event.type).in_(telling))
+        .where(tuple_(col(event.system), col(event.event_file)).in_(files), col(event.type).in_(telling))
         # At the same instant, the rejection comes first.
         .order_by(col(event.time), col(event.type) != Rejected.type, col(event.id))
     ):
@@ -265,5 +265,5 @@ def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
         if said.episode not in cleared
     }
     row = RejectedEventFile
-    session.execute(delete(row).where(tuple_(row.system, row.event_file).in_(files - rows.keys())))
+    session.execute(delete(row).where(tuple_(col(row.system), col(row.event_file)).in_(files - rows.keys())))
     upsert(session, row, list(rows.values()))

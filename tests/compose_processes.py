@@ -182,6 +182,7 @@ async def run(directory: Path) -> None:
             (await client.get("http://fastapi.localhost/docs")).raise_for_status()
             (await client.get("http://prefect.localhost/api/health")).raise_for_status()
             assert (await client.get("http://prefect.localhost/api/admin/version")).status_code == 401
+            await _wait_for_scheduled_runs(client, machine)
         for name in ("event-ingester", "upload-worker", "state-manager"):
             service = machine.service(name)
             assert machine.healthy(name, supervisor.pids[name] or 0, dict(service.env)), name
@@ -190,6 +191,20 @@ async def run(directory: Path) -> None:
         with pytest.raises(StartError, match=r"PREFECT_API_URL.*401"):
             await supervisor.run(machine.service("init", "archiver", "init", "--check"))
         router.close()
+
+
+async def _wait_for_scheduled_runs(client: httpx.AsyncClient, machine: Machine) -> None:
+    """Prefect has planned the runs of the schedules; it fails to with some releases of what it depends on."""
+    user, _, password = machine.secret("prefect_api_auth_string").read_text().strip().partition(":")
+    waiting = {"flow_runs": {"state": {"name": {"any_": ["Scheduled"]}}}}
+    async with asyncio.timeout(90):
+        while True:
+            answer = await client.post(
+                "http://prefect.localhost/api/flow_runs/count", json=waiting, auth=(user, password)
+            )
+            if answer.raise_for_status().json():
+                return
+            await asyncio.sleep(1)
 
 
 def _postgres(machine: Machine) -> Postgres:
