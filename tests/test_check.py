@@ -16,7 +16,9 @@ from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from flows.check import Finding, check
 from flows.cli import main
+from tests.conftest import make_store
 from tests.faulty_proxy import Backdate, FaultyProxy
+from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway
 
 pytest_plugins = ["tests.prefect_server"]
 
@@ -87,10 +89,21 @@ def test_services_that_do_not_answer_are_named(settings: Settings, nowhere: str)
     assert "very-secret" not in str(findings)
 
 
-def test_wrong_keys_are_told_from_a_missing_bucket(settings: Settings, object_store: ObjectStore, nowhere: str) -> None:
+def test_a_key_that_is_not_set_is_named(settings: Settings, object_store: ObjectStore) -> None:
     assert "--abort-incomplete-days" in found(settings)["object storage"].advice
-    wrong = settings.model_copy(update={"aws_access_key_id": None})
-    assert found(wrong)["object storage"].fault == "not set: AWS_ACCESS_KEY_ID"
+    keyless = settings.model_copy(update={"aws_access_key_id": None})
+    assert found(keyless)["object storage"].fault == "not set: AWS_ACCESS_KEY_ID"
+
+
+def test_keys_that_the_storage_does_not_know_are_told_from_a_missing_bucket(
+    settings: Settings, rados_gateway: RadosGateway
+) -> None:
+    there = {"aws_endpoint_url": rados_gateway.url, "aws_access_key_id": ACCESS_KEY}
+    there |= {"bucket": make_store(rados_gateway.url).bucket_name}
+    right = settings.model_copy(update=there | {"aws_secret_access_key": SecretStr(SECRET_KEY)})
+    assert not found(right)["object storage"].fault
+    wrong = settings.model_copy(update=there | {"aws_secret_access_key": SecretStr("another")})
+    assert "these credentials may not use it" in str(found(wrong)["object storage"].fault)
 
 
 def test_rules_that_delete_timesteps_are_wrong_unless_they_are_for_archived_ones(
