@@ -20,7 +20,7 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 
 
 # Who talks to the object storage.
-_OBJECT_STORAGE = "init, event-ingester, upload-worker, state-manager, api, `purge`, `verify`"
+_OBJECT_STORAGE = "init, event-ingester, upload-worker, state-manager, api, `purge`, `audit`, `verify`, `rebuild`"
 
 
 def _setting(default: Any, meaning: str, *, used_by: str, without: str | None = None, **rules: Any) -> Any:
@@ -55,13 +55,13 @@ class Settings(BaseSettings):
     data_dir: AbsolutePath | None = _setting(
         None,
         "holds one directory per imaging system",
-        used_by="event-ingester, upload-worker",
+        used_by="init, event-ingester, upload-worker, `purge`, `audit`, `mock-microscope`",
         without="embedded: `data` below the home",
     )
     staging_dir: AbsolutePath | None = _setting(
         None,
         "holds copies of timesteps, for systems that [stage](#imaging-systems); all parts must see the same directory",
-        used_by="init, event-ingester, upload-worker, `purge`",
+        used_by="init, event-ingester, upload-worker, `purge`, `audit`",
         without="embedded: `staging` below the home",
     )
     staging_budget_bytes: int | None = _setting(
@@ -73,13 +73,14 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = _setting(
         None,
         "PostgreSQL, `postgresql://user:password@host/name`",
-        used_by="init, event-ingester (to purge), state-manager, api, `purge`, `verify`",
+        used_by="init, event-ingester (to purge and audit), state-manager, api, `purge`, `audit`, `verify`, "
+        "`backfill`, `rebuild`",
         without="embedded",
     )
     redis_url: SecretStr | None = _setting(
         None,
         "Redis, `redis://:password@host:port/db`; give Prefect's own messaging another db",
-        used_by="all",
+        used_by="all but `ls`, `status`, `fetch`, `verify`, `mock-microscope`",
         without="embedded",
     )
     rabbitmq_url: SecretStr | None = _setting(
@@ -103,8 +104,9 @@ class Settings(BaseSettings):
     )
     api_url: Url | None = _setting(
         None,
-        "where clients find the API, e.g. `https://archiver.example.org`",
-        used_by="`ls`, `status`, `fetch`",
+        "where clients find the API, e.g. `https://archiver.example.org`; "
+        "links from the Prefect UI to timesteps begin with it",
+        used_by="`ls`, `status`, `fetch`, upload-worker",
         without="`up` sets it for a shell",
     )
     api_root_path: str = _setting(
@@ -166,7 +168,7 @@ class Settings(BaseSettings):
     prefect_api_url: Url | None = _setting(
         None,
         "the Prefect server, `http://host:4200/api`",
-        used_by="init, event-ingester, upload-worker, state-manager",
+        used_by="init, event-ingester, upload-worker, state-manager, api (`/ready`, links), `purge`, `audit`",
         without="embedded",
         validation_alias="PREFECT_API_URL",
     )
