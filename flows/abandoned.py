@@ -21,7 +21,7 @@ from flows.upload import lease_name
 OUR_KEY = re.compile(rf"({'|'.join(kind.prefix for kind in TimestepType)})/[^/]+/\d{{8}}/\d{{6}}_[0-9a-f]{{8}}\.tar")
 
 
-@flow(name="abort-abandoned-uploads", persist_result=False)
+@flow(name="abort-abandoned-uploads", flow_run_name="abort abandoned uploads", persist_result=False)
 async def abort_abandoned_uploads(older_than_hours: float = 24) -> None:
     """Abort our uploads that were begun so long ago, that nobody works on and nobody remembers how to go on with."""
     settings = get_settings()

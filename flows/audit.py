@@ -94,7 +94,7 @@ def report(findings: Iterator[Finding], say: Callable[[str], object], *, fix: bo
     return found, fixed
 
 
-@flow(name="audit", persist_result=False)
+@flow(name="audit", flow_run_name="audit", persist_result=False)
 async def audit(*, fix: bool = False) -> State[None]:
     """List every difference between disk, stream, database and bucket.
 

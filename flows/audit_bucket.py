@@ -46,7 +46,7 @@ def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timed
                 yield Finding(
                     "object without a row",
                     stored.key,
-                    "the state-manager may lag, or the database be older than the bucket; have the log recorded again",
+                    "the state-manager may lag, or the database be older than the bucket; run `archiver rebuild`",
                 )
         elif recorded is not None and recorded.at < latest and not recorded.is_archived:
             if stored is None:
