@@ -31,14 +31,14 @@ def delete_files(
         fence: raises when this process may no longer delete; asked before every file.
 
     Raises:
-        NotDeleted: at the first that is not the file that was looked at.
+        NotDeleted: at the first that is not the file that was looked at, or would not be below `home`.
         OSError: when their mount refuses.
     """
     for name, file in files.items():
         path = PurePosixPath(directory, name)
         fence()
         try:
-            with _opened(home, path.parent) as parent:
+            with _parent_of(home, path) as parent:
                 now = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
                 if SourceFile(file.path, now.st_size, now.st_mtime_ns, now.st_ino) != file:
                     raise NotDeleted(f"{home / path} is not the file any more that was compared")
@@ -51,14 +51,14 @@ def delete_empty_directories(home: Path, directory: str, names: Iterable[str]) -
     """Delete `home/directory` and the directories in it that held files of these names, where they are empty.
 
     Raises:
-        NotDeleted: when one of them is a link by now.
+        NotDeleted: when one of them is a link by now, or would not be below `home`.
         OSError: when their mount refuses.
     """
     inner = {parent for name in names for parent in PurePosixPath(directory, name).parents}
     own = {path for path in inner if path.is_relative_to(directory)} | {PurePosixPath(directory)}
     for path in sorted(own, key=lambda path: len(path.parts), reverse=True):
         try:
-            with _opened(home, path.parent) as parent:
+            with _parent_of(home, path) as parent:
                 os.rmdir(path.name, dir_fd=parent)
         except FileNotFoundError:
             continue
@@ -68,18 +68,19 @@ def delete_empty_directories(home: Path, directory: str, names: Iterable[str]) -
 
 
 @contextmanager
-def _opened(home: Path, path: PurePosixPath) -> Iterator[int]:
-    """A directory below home, reached step by step without following a link."""
+def _parent_of(home: Path, path: PurePosixPath) -> Iterator[int]:
+    """The directory that holds a path below home, reached step by step without following a link."""
+    # An absolute path has the part '/', which would be opened as it is, wherever one comes from.
+    if path.is_absolute() or ".." in path.parts:
+        raise NotDeleted(f"{path} leads out of {home}")
     descriptor = os.open(home, _DIRECTORY)
     try:
-        for part in path.parts:
-            if part == "..":
-                raise NotDeleted(f"{path} leads out of {home}")
+        for part in path.parent.parts:
             try:
                 inner = os.open(part, _DIRECTORY, dir_fd=descriptor)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                    raise NotDeleted(f"{path} leads through a link or a file") from error
+                    raise NotDeleted(f"{path.parent} leads through a link or a file") from error
                 raise
             os.close(descriptor)
             descriptor = inner

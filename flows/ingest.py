@@ -12,6 +12,7 @@ from prefect import State, flow, get_run_logger, task
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Scheduled
 
+from blocks.discovery import is_event_file
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
@@ -32,6 +33,17 @@ LONGEST_PAUSE = 60.0
 SECOND_LOOK_SECONDS = 0.2
 
 _systems = Remembered(ImagingSystem)
+
+
+def check_place(system: str, event_file: str) -> None:
+    """Make sure that an event file lies where event files do: a run may be asked for by anybody, by hand too.
+
+    Raises:
+        InvalidEventFile: when it does not, or the system's name is more than a name.
+    """
+    name = event_file.removeprefix("events/")
+    if "/" in system or system in ("", ".", "..") or "/" in name or name == event_file or not is_event_file(name):
+        raise InvalidEventFile(f"{event_file!r} of {system!r} is no event file; give a system and events/NAME.json")
 
 
 def announce(
@@ -191,6 +203,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     Raises:
         InvalidEventFile: when it was rejected; the message names the file and the cause.
     """
+    check_place(system, event_file)
     settings = get_settings()
     settings.require("data_dir")
     source = await ImagingSystem.configured(system, cast(Path, settings.data_dir), _systems.load)

@@ -32,6 +32,7 @@ from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.purgeable import Outcome, PurgeableTimesteps
 from blocks.settings import Settings
+from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent
 from flows.ingest import take_in
 from flows.purge import SourcePurge
@@ -351,6 +352,24 @@ def test_a_file_that_takes_an_images_place_meanwhile_is_not_deleted(lab: Lab, mo
     assert "is not the file any more that was compared" in outcome.kept
     assert _image(lab, timestep, 2).read_bytes() == b"new"
     assert (lab.home / timestep.event_file).exists()
+
+
+@pytest.mark.parametrize("outside", ["{other}", "../other"])
+def test_nothing_outside_of_the_system_is_ever_deleted(tmp_path: Path, outside: str) -> None:
+    home, other = tmp_path / "prince", tmp_path / "other"
+    (home / "inside").mkdir(parents=True)
+    other.mkdir()
+    (other / "mine").write_bytes(b"mine")
+    mine = find_sources(other)
+    directory = outside.format(other=other)
+    with pytest.raises(deletion.NotDeleted, match="leads out of"):
+        deletion.delete_files(home, directory, mine)
+    with pytest.raises(deletion.NotDeleted, match="leads out of"):
+        deletion.delete_files(home, "inside", {f"{directory}/mine": mine["mine"], f"../{directory}": mine["mine"]})
+    (other / "mine").rename(tmp_path / "mine")
+    with pytest.raises(deletion.NotDeleted, match="leads out of"):
+        deletion.delete_empty_directories(home, directory, [])
+    assert other.is_dir()
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
+from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.event_register import EventFileRegister
 from blocks.tables import RejectedEventFile
+from flows.ingest import ingest_timestep
 from flows.record import record_waiting
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
 
@@ -112,3 +114,13 @@ def test_a_crash_while_a_rejection_ends_leaves_nothing_listed(
     mended.write_text("{")
     asyncio.run(ingest.drive("", "", parameters))
     assert listed(event_log, engine).keys() == {"events/mended.json"}
+
+
+@pytest.mark.parametrize(
+    ("system", "event_file"),
+    [("prince", "{place}/1.json"), ("prince", "events/../1.json"), ("prince", "1.json"), ("..", "events/1.json")],
+)
+def test_a_run_asked_for_by_hand_reads_nothing_but_event_files(root: Path, system: str, event_file: str) -> None:
+    Microscope(root).drop("1.json")
+    with pytest.raises(InvalidEventFile, match="is no event file"):
+        asyncio.run(ingest_timestep.fn(system, event_file.format(place=root / "prince" / "events")))
