@@ -12,6 +12,7 @@ from sqlmodel import Session, select
 from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.findings import Finding
+from blocks.fingerprint import Fingerprint
 from blocks.image_survey import IMAGE_SUFFIXES
 from blocks.imaging_system import ImagingSystem
 from blocks.tables import RejectedEventFile, Timestep
@@ -50,10 +51,12 @@ def audit_disk(system: ImagingSystem, log: EventLog, engine: Engine, grace_secon
         OSError: when the disk can't be read.
     """
     known = _Known.of(system.name, engine)
+    concluded = log.register.concluded(system.name)
     directories = set(known.directories)
     latest = time.time() - grace_seconds
     for event_file, status in system.event_files():
-        if event_file in known.event_files:
+        # The row is about the file that was there then; another one may have been put in its place.
+        if event_file in known.event_files and _is_concluded(concluded.get(event_file), status):
             continue
         directory = system.announced_directory(event_file)
         directories.add(directory)
@@ -73,6 +76,11 @@ def audit_disk(system: ImagingSystem, log: EventLog, engine: Engine, grace_secon
             )
     ancestors = {str(parent) for directory in directories for parent in PurePosixPath(directory).parents}
     yield from _unannounced(system, "", directories, ancestors, latest)
+
+
+def _is_concluded(conclusion: str | None, status: os.stat_result) -> bool:
+    """Whether an event file was dealt with as it is now."""
+    return conclusion is not None and Fingerprint.model_validate_json(conclusion).file == Fingerprint.state_of(status)
 
 
 def _unannounced(

@@ -137,6 +137,17 @@ def clear(system: str, event_file: str, taken_in_as: UUID | None, log: EventLog)
     log.register.close_rejection(system, event_file, episode)
 
 
+def with_images(seen: Fingerprint, system: ImagingSystem, event_file: str, event: ImagingEvent) -> Fingerprint:
+    """What was seen of an event file before it was read, and what is there of its images now.
+
+    Raises:
+        FileNotFoundError: when the event file is not there any more.
+    """
+    now = system.fingerprint(event_file, event.img_dir, content=True)
+    # A file that was put in its place since then has not been read.
+    return now.model_copy(update={"file": seen.file, "access": seen.access})
+
+
 async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bool) -> list[str]:
     """Make sure that the images are complete; returns what is accepted though it is not as announced.
 
@@ -216,7 +227,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
         try:
             event = await asyncio.to_thread(source.read_event, event_file)
             log_about(event.timestep_id)
-            seen = await asyncio.to_thread(source.fingerprint, event_file, event.img_dir, content=True)
+            seen = await asyncio.to_thread(with_images, seen, source, event_file, event)
             warnings = await find_images(source, event, in_time=in_time)
             if await asyncio.to_thread(lambda: source.is_staged):
                 await stage(source, event)

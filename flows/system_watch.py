@@ -43,10 +43,11 @@ Configured = Callable[[str, Path], Awaitable[ImagingSystem]]
 
 @dataclass
 class _Pending:
-    """An event file that is not dealt with: since when it looks as it does, and when it got a run."""
+    """An event file that is not dealt with: since when it looks as it does, when it got a run, and was last seen to."""
 
     fingerprint: Fingerprint
     since: float
+    began: float | None = None
     driven: float = float("-inf")
 
 
@@ -207,7 +208,7 @@ class SystemWatch:
 
     def _under_way(self) -> list[str]:
         oldest = time.monotonic() - BACKLOG_RUN_SECONDS
-        return [event_file for event_file, pending in self._pending.items() if pending.driven > oldest]
+        return [event_file for event_file, pending in self._pending.items() if (pending.began or oldest) > oldest]
 
     def _room(self) -> int:
         return BACKLOG_RUNS - len(self._under_way())
@@ -270,3 +271,5 @@ class SystemWatch:
             is_done=lambda: (self._log.register.conclusion(self._name, event_file) or "") != before,
         )
         pending.driven = time.monotonic()
+        # A run that is only looked at again has not begun again.
+        pending.began = pending.began or pending.driven

@@ -105,6 +105,15 @@ def test_an_event_file_without_a_timestep_is_read_again_also_by_a_running_watche
     assert lab.log.register.take_requests("prince") == set()
 
 
+def test_an_event_file_put_in_the_place_of_one_with_a_timestep_is_found(lab: Lab) -> None:
+    name = "events/1.json"
+    lab.upload(lab.take_in("1.json"))
+    before = lab.log.register.conclusion("prince", name)
+    lab.prince.drop("1.json")
+    assert [finding.kind for finding in lab.found()] == ["event file without a timestep"]
+    assert before == lab.log.register.conclusion("prince", name)
+
+
 def _overwrite(lab: Lab, timestep: Ingested) -> None:
     lab.store.client.put_object(Bucket=lab.store.bucket_name, Key=timestep.event.key, Body=b"other")
 

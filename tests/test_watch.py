@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -16,10 +16,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.event_register import EventFileRegister
+from blocks.fingerprint import Fingerprint
 from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
 from flows import system_watch
+from flows.ingest import with_images
 from tests.images import tiff
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
 
@@ -263,6 +265,28 @@ def test_what_changed_during_the_verdict_is_looked_at_again(
     asyncio.run(test())
 
 
+def test_a_file_put_in_the_place_of_one_that_was_being_read_is_taken_in_too(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prince = Microscope(root)
+    dropped = prince.drop("1.json")
+    other = prince.event()
+
+    def after_a_replacement(seen: Fingerprint, *about: Any) -> Fingerprint:
+        monkeypatch.setattr("tests.watching.with_images", with_images)
+        (prince.events / ".1.json").write_text(other)
+        (prince.events / ".1.json").rename(dropped)
+        return with_images(seen, *about)
+
+    monkeypatch.setattr("tests.watching.with_images", after_a_replacement)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(lambda: len(said(event_log)) == 2, "taking in of both")
+
+    asyncio.run(test())
+
+
 # --- what goes away and comes back
 
 
@@ -444,6 +468,23 @@ def test_a_new_file_need_not_wait_for_a_backlog(
 
     asyncio.run(test())
     assert set(ingest.runs.values()) == {1}
+
+
+def test_runs_that_wait_for_their_images_for_long_hold_up_no_backlog(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BACKLOG_RUNS", 2), ("BACKLOG_RUN_SECONDS", 1.0), ("LOOK_AGAIN_SECONDS", 0.5)):
+        monkeypatch.setattr(system_watch, name, value)
+    prince = Microscope(root)
+    for number in range(6):
+        prince.drop(f"{number}.json")
+    ingest.seconds = 3600.0
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(lambda: len(ingest.runs) == 6, "a run for each of them")
+
+    asyncio.run(test())
 
 
 # --- names that look alike

@@ -13,7 +13,7 @@ from uuid import uuid4
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagesMissing, ImagingSystem
-from flows.ingest import reject, take_in
+from flows.ingest import reject, take_in, with_images
 from flows.runs import Runs
 from flows.watch import Watcher
 from tests.images import tiff
@@ -63,7 +63,7 @@ class Ingest:
         seen = source.fingerprint(event_file)
         try:
             event = source.read_event(event_file)
-            seen = source.fingerprint(event_file, event.img_dir, content=True)
+            seen = with_images(seen, source, event_file, event)
             warnings = source.judge(source.survey(event), in_time=False)
             take_in(source, event_file, event, seen, self._log, warnings)
         except (InvalidEventFile, ImagesMissing) as error:
