@@ -171,6 +171,15 @@ class EventLog(Block):
             self.acknowledge(group, *gone)
         return self._entries(answer)
 
+    def held_ids(self, group: Group, consumer: str) -> list[str]:
+        """The ids alone of what the consumer took and has not acknowledged, oldest first."""
+        ids: list[str] = []
+        after = "-"
+        while page := self.redis.xpending_range(self.stream, group, after, "+", 1000, consumer):
+            ids += [entry["message_id"] for entry in cast(list[dict[str, str]], page)]
+            after = f"({ids[-1]}"
+        return ids
+
     def take_over(self, group: Group, consumer: str, *, idle_seconds: float, count: int) -> list[Entry]:
         """Take what other consumers of the group hold and have not touched for `idle_seconds`."""
         answer = self.redis.xautoclaim(self.stream, group, consumer, int(idle_seconds * 1000), count=count)

@@ -64,8 +64,8 @@ class UploadDispatcher:
         self._wake = asyncio.Event()
         self._newest_next = False
         self._ended_at = time.monotonic()
+        self._driven: str | None = None
         self._took_over = float("-inf")
-        self._remembers = False
 
     async def run(self) -> None:
         """Dispatch until cancelled."""
@@ -77,16 +77,14 @@ class UploadDispatcher:
 
     async def read(self, wait_seconds: float = 1.0) -> None:
         """Take what is new in the stream, and what nobody looks after any more."""
-        if not self._remembers:
-            await self._remember()
         now = time.monotonic()
         if now - self._took_over > TAKE_OVER_SECONDS / 3:
-            self._took_over = now
             # This tells the others, too, that this dispatcher is there.
-            lost = await asyncio.to_thread(
+            await asyncio.to_thread(
                 self._log.take_over_from_absent, self.group, self._consumer, absent_seconds=TAKE_OVER_SECONDS
             )
-            await self._hold(lost)
+            await self._remember()
+            self._took_over = now
         if len(self._waiting) >= HELD_AT_MOST:
             await asyncio.sleep(wait_seconds)
             return
@@ -95,20 +93,29 @@ class UploadDispatcher:
         )
 
     async def _remember(self) -> None:
-        """Find what a former process of this name held."""
+        """Find what a process of this name was given and this one does not know: an answer of Redis may be lost.
+
+        What a former process held is found so, and what was taken over.
+        """
+        given = await asyncio.to_thread(self._log.held_ids, self.group, self._consumer)
+        if self._known().issuperset(given):
+            return
         last = "0"
         while page := await asyncio.to_thread(self._log.held, self.group, self._consumer, count=500, after=last):
             await self._hold(page)
             last = page[-1].id
-        self._remembers = True
 
     async def _hold(self, entries: list[Entry]) -> None:
-        others = [entry.id for entry in entries if entry.type != Ingested.type]
-        await asyncio.to_thread(self._log.acknowledge, self.group, *others)
-        known = {*self._waiting, *self._looks}
+        known = self._known()
+        # First of all, as Redis may be away for what follows.
         self._waiting.extend(entry.id for entry in entries if entry.type == Ingested.type and entry.id not in known)
         if self._waiting:
             self._wake.set()
+        others = [entry.id for entry in entries if entry.type != Ingested.type]
+        await asyncio.to_thread(self._log.acknowledge, self.group, *others)
+
+    def _known(self) -> set[str | None]:
+        return {*self._waiting, *self._looks, self._driven}
 
     # --- to runs
 
@@ -128,11 +135,14 @@ class UploadDispatcher:
         while self._waiting and len(self._looks) < IN_FLIGHT_AT_MOST:
             may_queue = len(self._queued) < AHEAD and time.monotonic() - self._ended_at > PATIENCE_SECONDS
             id = self._waiting.pop() if self._newest_next else self._waiting.popleft()
+            self._driven = id
             try:
                 is_started = await self._drive(id, may_queue=may_queue)
             except BaseException:
                 self._waiting.append(id)
                 raise
+            finally:
+                self._driven = None
             if not is_started:
                 self._waiting.append(id) if self._newest_next else self._waiting.appendleft(id)
                 return

@@ -306,3 +306,38 @@ def test_what_a_dispatcher_held_that_is_gone_is_taken_over(
         assert event_log.is_pending(GROUP, held_elsewhere)
 
     asyncio.run(test())
+
+
+def test_what_redis_handed_out_without_its_answer_arriving_is_found_again(
+    event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        stand_in = StandIn()
+        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in))
+        await step(dispatcher)
+        (lost,) = append(event_log, said(ingested(announced())))
+        event_log.read(GROUP, dispatcher._consumer, count=1, wait_seconds=0.01)
+        monkeypatch.setattr(dispatch, "TAKE_OVER_SECONDS", 0.0)
+        await step(dispatcher)
+        assert stand_in.driven == [lost]
+
+    asyncio.run(test())
+
+
+def test_a_failing_acknowledgement_loses_nothing(event_log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, _ = append(event_log, said(ingested(announced())), said(uploaded(announced())))
+
+    def away(_log: EventLog, _group: str, *ids: str) -> None:
+        if ids:
+            raise RedisConnectionError("Redis is away")
+
+    async def test() -> None:
+        stand_in = StandIn()
+        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in))
+        monkeypatch.setattr(EventLog, "acknowledge", away)
+        with pytest.raises(RedisConnectionError):
+            await dispatcher.read(0.01)
+        await dispatcher.start()
+        assert stand_in.driven == [wanted]
+
+    asyncio.run(test())
