@@ -7,6 +7,7 @@ line, one JSON object. A ratio to another way is of throughputs: above 1 means f
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -78,12 +79,28 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def medians(rounds: int, **actions: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each action. They take turns, so that whatever disturbs the machine disturbs all."""
+def forget(files: Iterable[Path]) -> None:
+    """Take files out of this machine's memory: what a microscope wrote to a share is not there."""
+    os.sync()
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def medians(
+    rounds: int, before: Callable[[], None] = lambda: None, **actions: Callable[[], object]
+) -> dict[str, float]:
+    """Median seconds of each action. They take turns, so that whatever disturbs the machine disturbs all.
+
+    Args:
+        before: is done before each of them, and not measured.
+    """
     measured: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
+            before()
             measured[name].append(seconds(action))
+            print(f"{name}: {measured[name][-1]:.2f} s", file=sys.stderr)
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
@@ -93,13 +110,14 @@ def in_parallel(way: Way, sources: Iterable[Path], workers: int) -> None:
 
 
 def measure_large(ways: Ways, home: Path, images: int, image_bytes: int, rounds: int) -> dict[str, float]:
-    """One large timestep: against s5cmd with a ready-made tar, and against the classic way."""
+    """One large timestep, read from disk: against s5cmd with a ready-made tar, and against the classic way."""
     source = make_images(home / "large", images, image_bytes)
     tar = home / "large.tar"
     write_tar(source, tar)
     ways.s5cmd(tar)  # not measured: the first large object takes a fresh gateway several times as long
     took = medians(
         rounds,
+        before=lambda: forget([tar, *source.rglob("*.tif")]),
         s5cmd=lambda: ways.s5cmd(tar),
         ours=lambda: ways.ours(source),
         classic=lambda: ways.classic(source),
