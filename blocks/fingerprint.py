@@ -15,6 +15,9 @@ class Fingerprint(BaseModel):
     img_dir: str | None = Field(None, description="The image directory, where the verdict depends on it.")
     images: str | None = Field(None, description="State of that directory.")
     content: str | None = Field(None, description="State of each image, where the verdict depends on them.")
+    look_again_at: float | None = Field(
+        None, description="When to look again though nothing differs (seconds since 1970), where the cause may pass."
+    )
 
     @staticmethod
     def state_of(status: os.stat_result) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,10 @@ _FAULTS = {
 
 class ImagesMissing(Exception):
     """Not all announced images are there and readable yet; the message says which."""
+
+
+class NotAllowed(InvalidEventFile):
+    """We may not read an event file or its images: for good, or until a ticket of a share is renewed."""
 
 
 class SystemAway(ArchiverError):
@@ -173,12 +178,15 @@ class ImagingSystem(Block):
         return found
 
     def is_as(self, verdict: Fingerprint, event_file: str) -> bool:
-        """Whether all that a verdict depended on is as it was.
+        """Whether all that a verdict depended on is as it was, and it is not time to look again all the same.
 
         Raises:
             FileNotFoundError: when the event file is not there.
         """
-        return verdict == self.fingerprint(event_file, verdict.img_dir, content=verdict.content is not None)
+        if verdict.look_again_at is not None and time.time() >= verdict.look_again_at:
+            return False
+        now = self.fingerprint(event_file, verdict.img_dir, content=verdict.content is not None)
+        return now == verdict.model_copy(update={"look_again_at": None})
 
     def read_event(self, event_file: str) -> ImagingEvent:
         """Read and check an event file.
@@ -294,4 +302,5 @@ def _faults(sentence: str, *more: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FAULTS.union(more):
             raise
-        raise InvalidEventFile(f"{sentence}: {error.strerror}") from error
+        kind = NotAllowed if isinstance(error, PermissionError) else InvalidEventFile
+        raise kind(f"{sentence}: {error.strerror}") from error

@@ -24,7 +24,8 @@ def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE, foreve
         longest: the longest pause (seconds).
         forever: there is no last try, so none is announced.
     """
-    ceiling = min(FIRST_PAUSE * 2.0 ** (tries - 1), longest)
+    # A float can't hold 2 to the power of 1024, and a service may be away for that many tries.
+    ceiling = min(FIRST_PAUSE * 2.0 ** min(tries - 1, 30), longest)
     # At random, so that many runs that failed for the same cause don't return at once.
     pause = timedelta(seconds=random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, no secret
     count = "" if forever else f" of {TRIES}"

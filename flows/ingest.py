@@ -16,7 +16,7 @@ from blocks.discovery import is_event_file
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
-from blocks.imaging_system import ImagesMissing, ImagingSystem
+from blocks.imaging_system import ImagesMissing, ImagingSystem, NotAllowed
 from blocks.logs import log_about
 from blocks.messages import Cleared, Ingested, LogEvent, Rejected
 from blocks.remembered import Remembered
@@ -31,6 +31,8 @@ SHORTEST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
 # Between the two looks at images that are all there and as long as they say (seconds).
 SECOND_LOOK_SECONDS = 0.2
+# After so long (seconds) it is tried again to read what we were not allowed to: nothing on disk tells that we are.
+NOT_ALLOWED_SECONDS = 600.0
 
 _systems = Remembered(ImagingSystem)
 
@@ -88,9 +90,19 @@ def take_in(
 
 
 def reject(
-    system: ImagingSystem, event_file: str, event: ImagingEvent | None, reason: str, seen: Fingerprint, log: EventLog
+    system: ImagingSystem,
+    event_file: str,
+    event: ImagingEvent | None,
+    reason: str,
+    seen: Fingerprint,
+    log: EventLog,
+    *,
+    may_pass: bool = False,
 ) -> str:
     """Append `event-file.rejected`; the file stays where it is, and is looked at again when it changes.
+
+    Args:
+        may_pass: the cause may pass without any change of the file, so it is looked at again after a while, too.
 
     Returns:
         The sentence that names the file and the cause.
@@ -110,7 +122,9 @@ def reject(
     # or the file itself, so that its rejection is over already.
     with suppress(FileNotFoundError):
         if system.is_as(seen, event_file) and log.register.rejection(system.name, event_file) == episode:
-            log.register.conclude(system.name, event_file, seen.model_dump_json())
+            until = time.time() + NOT_ALLOWED_SECONDS if may_pass else None
+            verdict = seen.model_copy(update={"look_again_at": until})
+            log.register.conclude(system.name, event_file, verdict.model_dump_json())
     return sentence
 
 
@@ -244,7 +258,10 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
             raise InvalidEventFile(sentence) from error
         except InvalidEventFile as error:
-            sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
+            may_pass = isinstance(error, NotAllowed)
+            sentence = await asyncio.to_thread(
+                reject, source, event_file, event, str(error), seen, log, may_pass=may_pass
+            )
             raise InvalidEventFile(sentence) from error
     get_run_logger().info("%s %s takes its way: %s", system, event_file, ingested.event.key)
     return Completed(message="; ".join(["taken in", *warnings]))

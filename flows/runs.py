@@ -96,7 +96,7 @@ class Runs:
         run = await self._start(name, parameters, tags, f"{work}:{attempt}", may_queue, on_end)
         if run is None or run.state is None or not run.state.is_final() or run.state.type == StateType.CANCELLED:
             return _driven(run, LOOK_AGAIN_SECONDS) if run else None
-        pause = min(FIRST_PAUSE * 2.0 ** (attempt - 1), LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2.0 ** min(attempt - 1, 30), LONGEST_PAUSE)
         left = pause - (datetime.now(UTC) - run.state.timestamp).total_seconds()
         if left > 0 or await asyncio.to_thread(is_done):
             return _driven(run, max(left, 0.0))

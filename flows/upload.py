@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from blocks.bundle import Bundle
 from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.imaging_system import ImagingSystem
+from blocks.imaging_system import ImagingSystem, NotAllowed, SystemAway
 from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.logs import log_about
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded
@@ -136,8 +136,12 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
         except (LeaseTaken, LeaseLost, RedisError, httpx.HTTPError) as error:
             # Not about this timestep: another process works on it, or a service of ours is away.
             return try_again(_reason(error), tries, longest=SERVICE_PAUSE, forever=True)
+        except SystemAway as error:
+            # Nor is this; many timesteps may wait for the same share.
+            return try_again(_reason(error), tries, forever=True)
         except Exception as error:
-            if not isinstance(error, PERMANENT) and tries < TRIES:
+            # That we may not read the images may pass, like a ticket of their share that has expired.
+            if tries < TRIES and (isinstance(error, NotAllowed) or not isinstance(error, PERMANENT)):
                 get_run_logger().warning("%s; trying again", _reason(error))
                 return try_again(_reason(error), tries)
             failed = Failed(

@@ -18,6 +18,7 @@ from blocks.event_log import EventLog
 from blocks.messages import Failed as FailedEvent
 from blocks.messages import LogEvent
 from flows import dispatch, runs, sweep
+from flows.again import try_again
 from flows.dispatch import UploadDispatcher
 from flows.runs import Driven, Runs
 from tests.events import announced, ingested, said, uploaded
@@ -341,3 +342,7 @@ def test_a_failing_acknowledgement_loses_nothing(event_log: EventLog, monkeypatc
         assert stand_in.driven == [wanted]
 
     asyncio.run(test())
+
+
+def test_a_pause_has_its_longest_however_many_tries_there_were() -> None:
+    assert "try 5000" in str(try_again("its share is away", 5000, forever=True).message)

@@ -1,6 +1,7 @@
 """The watcher on real directories: whatever is done to event files, every one is dealt with, and once."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -283,6 +284,28 @@ def test_a_file_put_in_the_place_of_one_that_was_being_read_is_taken_in_too(
     async def test() -> None:
         async with watching(root, event_log, ingest):
             await until(lambda: len(said(event_log)) == 2, "taking in of both")
+
+    asyncio.run(test())
+
+
+def test_what_could_not_be_read_for_want_of_a_right_is_tried_again_though_nothing_changed(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.ingest.NOT_ALLOWED_SECONDS", 0.5)
+    monkeypatch.setattr(system_watch, "LOOK_AGAIN_SECONDS", 0.1)
+    Microscope(root).drop("1.json")
+    survey_of = Survey.of
+
+    def ticket_expired(*_args: object, **_options: object) -> Survey:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Survey, "of", ticket_expired)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(rejected(event_log, "1.json"), "rejection")
+            monkeypatch.setattr(Survey, "of", survey_of)
+            await until(taken_in(event_log, "1.json"), "taking it in")
 
     asyncio.run(test())
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.imaging_system import ImagesMissing, ImagingSystem
+from blocks.imaging_system import ImagesMissing, ImagingSystem, NotAllowed
 from flows.ingest import reject, take_in, with_images
 from flows.runs import Runs
 from flows.watch import Watcher
@@ -67,7 +67,7 @@ class Ingest:
             warnings = source.judge(source.survey(event), in_time=False)
             take_in(source, event_file, event, seen, self._log, warnings)
         except (InvalidEventFile, ImagesMissing) as error:
-            reject(source, event_file, event, str(error), seen, self._log)
+            reject(source, event_file, event, str(error), seen, self._log, may_pass=isinstance(error, NotAllowed))
 
 
 class Microscope:
