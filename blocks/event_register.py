@@ -57,6 +57,10 @@ class EventFileRegister:
         """The fingerprints under which the event files of a system were last dealt with."""
         return cast(dict[str, str], self._redis.hgetall(self._conclusions(system)))
 
+    def count_concluded(self, system: str) -> int:
+        """How many event files of a system were dealt with."""
+        return cast(int, self._redis.hlen(self._conclusions(system)))
+
     def conclusion(self, system: str, event_file: str) -> str | None:
         """The fingerprint under which one event file was last dealt with, if it was."""
         return cast(str | None, self._redis.hget(self._conclusions(system), event_file))

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # Between two rescans (seconds), and where only they see what other machines do.
 RESCAN_SECONDS = 10.0
 POLL_SECONDS = 5.0
+# After so long (seconds), it is asked for anew which event files are dealt with.
+RELOAD_SECONDS = 3600.0
 # How often a file is looked at that has a run under way.
 LOOK_AGAIN_SECONDS = 15.0
 # Of a backlog, so many files get a run at the same time, so that a new one need not wait for all of them. A run
@@ -79,6 +81,7 @@ class SystemWatch:
         self._configured = configured
         self._system = ImagingSystem(name=name, root=root)
         self._verdicts = Verdicts({})
+        self._learned_at = float("-inf")
         self._pending: dict[str, _Pending] = {}
         self._hinted: set[str] = set()
         self._due: dict[str, float] = {}
@@ -89,14 +92,9 @@ class SystemWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        knows = False
         try:
             while True:
                 try:
-                    if not knows:
-                        self._verdicts = Verdicts(await asyncio.to_thread(self._log.register.concluded, self._name))
-                        knows = True
-                        logger.info("Watching %s, %d event files known", self._name, len(self._verdicts))
                     if time.monotonic() >= self._rescan_at:
                         await self._configure()
                         await self._rescan()
@@ -147,7 +145,21 @@ class SystemWatch:
         self._hinted |= event_files
         self._wake.set()
 
+    async def _learn(self) -> None:
+        """Learn which event files are dealt with, where Redis does not know as many as we do, or not for long.
+
+        A Redis that was restored, or took over from another, may have forgotten some: these have to be taken in again.
+        """
+        register = self._log.register
+        is_recent = time.monotonic() - self._learned_at < RELOAD_SECONDS
+        if is_recent and await asyncio.to_thread(register.count_concluded, self._name) >= len(self._verdicts):
+            return
+        self._verdicts = Verdicts(await asyncio.to_thread(register.concluded, self._name))
+        self._learned_at = time.monotonic()
+        logger.info("Watching %s, %d event files known", self._name, len(self._verdicts))
+
     async def _rescan(self) -> None:
+        await self._learn()
         found, gone = await asyncio.to_thread(self._look)
         now = time.monotonic()
         for event_file in gone:

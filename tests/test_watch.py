@@ -342,6 +342,22 @@ def test_an_events_directory_that_vanishes_and_comes_back(
     assert set(ingest.runs.values()) == {1}
 
 
+def test_what_redis_forgot_is_taken_in_again(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    prince.drop("1.json")
+    prince.drop("2.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "1.json", "2.json"), "taking them in")
+            await asyncio.sleep(1.2)  # a rescan, by which their conclusions are known
+            event_log.register.forget("prince", "events/1.json")
+            await until(lambda: ingest.runs["prince/events/1.json"] == 2, "another look")
+
+    asyncio.run(test())
+    assert ingest.runs["prince/events/2.json"] == 1
+
+
 def test_the_whole_root_may_come_late(root: Path, event_log: EventLog, ingest: Ingest) -> None:
     root.rmdir()
 
