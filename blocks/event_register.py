@@ -45,8 +45,14 @@ class EventFileRegister:
 
     def ask_again(self, system: str, event_file: str) -> None:
         """Have an event file looked at again, also by a watcher that knows its conclusion."""
+        # First of all, so that the look that follows is another piece of work than the one before.
+        self._redis.hincrby(self._asked(system), event_file, 1)
         self.forget(system, event_file)
         self._redis.sadd(self._requests(system), event_file)
+
+    def asked(self, system: str, event_file: str) -> int:
+        """How often it was asked to look at an event file again."""
+        return int(cast(str | None, self._redis.hget(self._asked(system), event_file)) or 0)
 
     def take_requests(self, system: str) -> set[str]:
         """The event files that are to be looked at again; whoever asks has to do so."""
@@ -59,7 +65,7 @@ class EventFileRegister:
 
     def count_concluded(self, system: str) -> int:
         """How many event files of a system were dealt with."""
-        return cast(int, self._redis.hlen(self._conclusions(system)))
+        return self._redis.hlen(self._conclusions(system))
 
     def conclusion(self, system: str, event_file: str) -> str | None:
         """The fingerprint under which one event file was last dealt with, if it was."""
@@ -96,6 +102,9 @@ class EventFileRegister:
 
     def _requests(self, system: str) -> str:
         return f"{self._stream}:look-again:{system}"
+
+    def _asked(self, system: str) -> str:
+        return f"{self._stream}:asked-again:{system}"
 
     def _rejections(self, system: str) -> str:
         return f"{self._stream}:rejected:{system}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from prefect.client.schemas.objects import StateType
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -21,7 +22,7 @@ from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
-from flows.ingest import clear
+from flows.ingest import clear, reject
 from flows.runs import Runs
 from flows.verdicts import Verdicts
 
@@ -273,15 +274,24 @@ class SystemWatch:
         return None
 
     async def _drive(self, event_file: str, event: ImagingEvent | None, pending: _Pending, before: str) -> None:
-        looks = f"{self._name}/{event_file} {pending.fingerprint.file} {before}"
+        register = self._log.register
+        asked = await asyncio.to_thread(register.asked, self._name, event_file)
+        looks = f"{self._name}/{event_file} {pending.fingerprint.file} {before}{f' {asked}' if asked else ''}"
         subject = event.timestep_id if event else "unreadable"
-        await self._runs.drive(
+
+        def is_done() -> bool:
+            return (register.conclusion(self._name, event_file) or "") != before
+
+        driven = await self._runs.drive(
             work=f"{subject}:{hashlib.sha256(looks.encode()).hexdigest()[:16]}",
             name=f"ingest {self._name} {event_file}",
             parameters={"system": self._name, "event_file": event_file},
             tags=[self._name, *([event.experiment_id] if event else [])],
-            is_done=lambda: (self._log.register.conclusion(self._name, event_file) or "") != before,
+            is_done=is_done,
         )
+        if driven and driven.state_type == StateType.CANCELLED and not await asyncio.to_thread(is_done):
+            reason = "its flow run was cancelled in Prefect; press Retry on that run, or touch the file"
+            await asyncio.to_thread(reject, self._system, event_file, event, reason, pending.fingerprint, self._log)
         pending.driven = time.monotonic()
         # A run that is only looked at again has not begun again.
         pending.began = pending.began or pending.driven

@@ -310,6 +310,22 @@ def test_what_could_not_be_read_for_want_of_a_right_is_tried_again_though_nothin
     asyncio.run(test())
 
 
+def test_a_cancelled_run_is_told_and_a_file_that_is_asked_for_again_gets_another(
+    root: Path, event_log: EventLog, ingest: Ingest
+) -> None:
+    prince = Microscope(root)
+    prince.drop("1.json")
+    ingest.cancels = 1
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(rejected(event_log, "1.json"), "rejection")
+            event_log.register.ask_again("prince", "events/1.json")
+            await until(taken_in(event_log, "1.json"), "taking it in")
+
+    asyncio.run(test())
+
+
 # --- what goes away and comes back
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from uuid import uuid4
 
+from prefect.client.schemas.objects import StateType
+
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagesMissing, ImagingSystem, NotAllowed
 from flows.ingest import reject, take_in, with_images
-from flows.runs import Runs
+from flows.runs import Driven, Runs
 from flows.watch import Watcher
 from tests.images import tiff
 
@@ -29,6 +31,8 @@ class Ingest:
         self._log = log
         self.runs: Counter[str] = Counter()
         self.keys: list[str] = []
+        self.cancels = 0
+        self.cancelled: set[str] = set()
         self.failures: list[Exception] = []
         self.watching: Literal["native", "polling"] = "native"
         self.seconds = 0.0
@@ -38,18 +42,23 @@ class Ingest:
     async def configured(self, name: str, root: Path) -> ImagingSystem:
         return ImagingSystem(name=name, root=root, watching=self.watching)
 
-    async def drive(self, work: str, name: str, parameters: dict[str, Any], **_rest: object) -> bool:
+    async def drive(self, work: str, name: str, parameters: dict[str, Any], **_rest: object) -> Driven:
         if self.failures:
             raise self.failures.pop(0)
+        if self.cancels:
+            self.cancels -= 1
+            self.cancelled.add(work)
         self.keys.append(work)
+        if work in self.cancelled:
+            return Driven(uuid4(), StateType.CANCELLED, False, 0.0)
         self.runs[f"{parameters['system']}/{parameters['event_file']}"] += 1
         if not self.seconds:
             await asyncio.to_thread(self._ingest, **parameters)
-            return True
+            return Driven(uuid4(), StateType.COMPLETED, False, 0.0)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self._running.add(asyncio.create_task(self._run_for_a_while(parameters)))
-        return True
+        return Driven(uuid4(), StateType.RUNNING, False, 0.0)
 
     async def _run_for_a_while(self, parameters: dict[str, Any]) -> None:
         """Like a run in the pool: whoever asked for it does not wait for its end."""
