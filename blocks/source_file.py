@@ -14,6 +14,10 @@ class BundleError(Exception):
     """An image directory can't be bundled as it is; the message names the file and the cause."""
 
 
+class SourceUnreadable(BundleError):
+    """A source file or directory can't be read now, which says nothing about what it holds."""
+
+
 class SourceChanged(BundleError):
     """A source file is no longer what it was when its directory was read."""
 
@@ -44,7 +48,7 @@ class SourceFile:
 
         Raises:
             SourceChanged: if it vanished, or its size, modification time or inode are not what they were.
-            BundleError: if it can't be opened.
+            SourceUnreadable: if it can't be opened.
         """
         try:
             # Should a link or a pipe stand in the file's place by now: neither follow it nor wait for a writer.
@@ -52,7 +56,7 @@ class SourceFile:
         except FileNotFoundError as error:
             raise SourceChanged(f"{self.path} vanished after its directory was read") from error
         except OSError as error:
-            raise BundleError(f"{self.path} can't be opened: {error.strerror}") from error
+            raise SourceUnreadable(f"{self.path} can't be opened: {error.strerror}") from error
         with io.FileIO(handle) as file:
             self._compare(os.fstat(handle))
             yield file
@@ -67,12 +71,12 @@ class SourceFile:
 
         Raises:
             SourceChanged: if the file ends here already.
-            BundleError: if reading fails.
+            SourceUnreadable: if reading fails.
         """
         try:
             count = file.readinto(view)
         except OSError as error:
-            raise BundleError(f"{self.path} can't be read: {error.strerror}") from error
+            raise SourceUnreadable(f"{self.path} can't be read: {error.strerror}") from error
         if not count:
             raise SourceChanged(f"{self.path} changed while it was read: it no longer has {self.size} bytes")
         return count
@@ -96,7 +100,7 @@ def find_sources(directory: Path) -> dict[str, SourceFile]:
 
     Raises:
         BundleError: if one of them is not a regular file (links are not followed), if a name is
-            not UTF-8, or if a directory can't be read.
+            not UTF-8; SourceUnreadable if a directory can't be read.
     """
     found = dict(_walk(directory, ""))
     return {name: found[name] for name in sorted(found, key=str.encode)}
@@ -116,7 +120,7 @@ def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, SourceFile]]:
                 else:
                     yield name, SourceFile.of(path, entry.stat(follow_symlinks=False))
     except OSError as error:
-        raise BundleError(f"{error.filename or directory} can't be read: {error.strerror}") from error
+        raise SourceUnreadable(f"{error.filename or directory} can't be read: {error.strerror}") from error
 
 
 def _kind(mode: int) -> str:

@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -19,7 +20,7 @@ from uuid import UUID
 
 from blocks.errors import ArchiverError
 from blocks.settings import Settings
-from blocks.source_file import BundleError, SourceFile, find_sources
+from blocks.source_file import BundleError, SourceFile, SourceUnreadable, find_sources
 
 logger = logging.getLogger(__name__)
 
@@ -54,22 +55,31 @@ class Staging:
         """The directory of a system's copies."""
         return self._root / system
 
-    def find(self, system: str, timestep_id: UUID) -> Path | None:
-        """The copy of a timestep, if there is one that still is what was copied; a damaged one is deleted.
+    def find(self, system: str, timestep_id: UUID, source: Path) -> Path | None:
+        """The copy of a timestep, if there is one that still is what was copied, and what the source holds.
 
         Each file is read for that: a copy must never get between the source and the proof of an upload.
+        Another copy is passed over, but stays: it may hold the only image of its kind.
+
+        Raises:
+            OSError: when the copy, or a source that is there, can't be read, so that this can't be told.
         """
         copy = self.home(system) / timestep_id.hex
         if not copy.is_dir():
             return None
         said = json.loads((self.home(system) / f"{timestep_id.hex}.json").read_text())
         try:
-            if {name: _hash(file) for name, file in find_sources(copy).items()} == said:
+            files = find_sources(copy)
+            if source.is_dir() and not _holds(files, find_sources(source)):
+                logger.warning("%s is passed over: %s was changed since it was copied", copy, source)
+                return None
+            if {name: _hash(file) for name, file in files.items()} == said:
                 return copy
-            logger.warning("%s is not what was copied, and is deleted", copy)
+            logger.warning("%s is passed over: it is not what was copied", copy)
+        except SourceUnreadable as error:
+            raise OSError(f"it can't be told whether {copy} is sound: {error}") from error
         except BundleError as error:
-            logger.warning("%s is not what was copied, and is deleted: %s", copy, error)
-        shutil.rmtree(copy)
+            logger.warning("%s is passed over: %s", copy, error)
         return None
 
     def copies(self, system: str) -> list[UUID]:
@@ -79,25 +89,30 @@ class Staging:
         return []
 
     def stage(self, system: str, timestep_id: UUID, source: Path) -> Path:
-        """Copy an image directory, once.
+        """Copy an image directory, once; a copy that is not sound is replaced, when the new one is whole.
 
         Raises:
             StagingFull: when there is no room now.
             BundleError: when a file can't be read, or changes meanwhile.
-            OSError: when the copy can't be written.
+            OSError: when the copy can't be written, or one that is there can't be read.
         """
-        if copy := self.find(system, timestep_id):
+        if copy := self.find(system, timestep_id, source):
             return copy
         files = find_sources(source)
         home = self.home(system)
         partial, copy = home / f".{timestep_id.hex}.partial", home / timestep_id.hex
+        damaged = home / f".{timestep_id.hex}.damaged"
         with self._reserved(partial, sum(file.size for file in files.values())):
             hashes = {name: _copy(file, partial / "files" / name) for name, file in files.items()}
             _write(home / f"{timestep_id.hex}.json", json.dumps(hashes, indent=1).encode())
             for directory, _, _ in os.walk(partial):
                 _sync(Path(directory))
+            if copy.exists():
+                shutil.rmtree(damaged, ignore_errors=True)  # of an attempt that died
+                copy.rename(damaged)
             (partial / "files").rename(copy)
             _sync(home)
+        shutil.rmtree(damaged, ignore_errors=True)
         return copy
 
     def forget(self, system: str, timestep_id: UUID) -> None:
@@ -106,8 +121,12 @@ class Staging:
 
     def used(self) -> int:
         """Bytes of all copies."""
-        copies = (path for path in self._root.glob("*/*") if _is_copy(path))
-        return sum(file.size for path in copies for file in find_sources(path).values())
+        size = 0
+        for file in (file for copy in self._root.glob("*/*") if _is_copy(copy) for file in copy.rglob("*")):
+            with suppress(FileNotFoundError):  # purged meanwhile
+                status = file.lstat()
+                size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return size
 
     def reserved(self) -> int:
         """Bytes of the copies that are under way, once they are done."""
@@ -121,7 +140,8 @@ class Staging:
         """Delete what is left of copies that were never finished, or are gone, and is older than so many seconds."""
         home = self.home(system)
         gone = (path for path in home.glob("*.json") if not (home / path.stem).exists())
-        for path in [*home.glob(".*.partial"), *gone]:
+        damaged = (path for path in home.glob(".*.damaged") if (home / path.stem[1:]).exists())
+        for path in [*home.glob(".*.partial"), *damaged, *gone]:
             with suppress(FileNotFoundError):
                 if time.time() - max(inner.stat().st_mtime for inner in (path, *path.rglob("*"))) > older_than:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -150,6 +170,13 @@ class Staging:
 
 def _is_copy(path: Path) -> bool:
     return len(path.name) == 32 and path.is_dir()
+
+
+def _holds(copy: Mapping[str, SourceFile], source: Mapping[str, SourceFile]) -> bool:
+    """Whether a copy has all that the source has (still), each file as it is there."""
+    return {name: (file.size, file.mtime_ns) for name, file in source.items()}.items() <= {
+        name: (file.size, file.mtime_ns) for name, file in copy.items()
+    }.items()
 
 
 def _copy(source: SourceFile, target: Path) -> str:

@@ -97,11 +97,14 @@ def find_images(timestep: Ingested, settings: Settings) -> Path:
 
     Raises:
         ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
+        OSError: when a copy, or the source, can't be read now.
     """
-    copy = settings.staging_dir and Staging.from_settings(settings).find(timestep.system, timestep.timestep_id)
-    if copy:
-        return copy
     system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
+    if settings.staging_dir:
+        source = system.directory / timestep.event.img_dir
+        copy = Staging.from_settings(settings).find(timestep.system, timestep.timestep_id, source)
+        if copy:
+            return copy
     return system.check_images(timestep.event, accept_surplus=bool(timestep.warnings))
 
 

@@ -1,5 +1,6 @@
 """Copies in staging: whole or not there, within their budget, and gone once they are uploaded."""
 
+import errno
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from blocks import staging as staging_module
-from blocks.bundle import Bundle, SourceChanged
+from blocks.bundle import Bundle, BundleError, SourceChanged
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Ingested, LogEvent, StagingPurged
@@ -53,7 +54,7 @@ def test_a_copy_has_the_same_content_and_gives_the_same_bundle(staging: Staging,
     copy = staging.stage("prince", timestep_id, source)
     assert contents(copy) == contents(source)
     assert Bundle.of(copy, b"{}").layout_digest == Bundle.of(source, b"{}").layout_digest
-    assert staging.find("prince", timestep_id) == copy
+    assert staging.find("prince", timestep_id, source) == copy
     assert staging.copies("prince") == [timestep_id]
     assert staging.used() == sum(map(len, contents(source).values()))
     shutil.rmtree(source)
@@ -77,7 +78,7 @@ def test_a_copy_that_is_killed_is_not_there_and_the_next_one_is_whole(
         patch.setattr(shutil, "rmtree", lambda *_args, **_options: None)
         with pytest.raises(KilledError):
             staging.stage("prince", timestep_id, source)
-    if (found := staging.find("prince", timestep_id)) is not None:
+    if (found := staging.find("prince", timestep_id, source)) is not None:
         assert contents(found) == contents(source)
     assert contents(staging.stage("prince", timestep_id, source)) == contents(source)
     assert staging.reserved() == 0
@@ -96,11 +97,11 @@ def test_a_source_that_changes_while_it_is_copied_leaves_no_copy(
     timestep_id = uuid4()
     with pytest.raises(SourceChanged):
         staging.stage("prince", timestep_id, source)
-    assert staging.find("prince", timestep_id) is None
+    assert staging.find("prince", timestep_id, source) is None
     assert staging.used() + staging.reserved() == 0
 
 
-def test_a_damaged_copy_is_noticed_and_deleted(staging: Staging, source: Path) -> None:
+def test_a_damaged_copy_is_passed_over_and_kept_until_it_is_replaced(staging: Staging, source: Path) -> None:
     damages: list[Callable[[Path], object]] = [
         lambda copy: (copy / "Img" / "Img_r00_c00.tif").write_bytes(bytes(3000)),
         lambda copy: (copy / "Img" / "Img_r00_c00.tif").unlink(),
@@ -111,8 +112,50 @@ def test_a_damaged_copy_is_noticed_and_deleted(staging: Staging, source: Path) -
         timestep_id = uuid4()
         copy = staging.stage("prince", timestep_id, source)
         damage(copy)
-        assert staging.find("prince", timestep_id) is None
-        assert not copy.exists()
+        assert staging.find("prince", timestep_id, source) is None
+        assert copy.exists()
+        staging.used()
+        assert staging.stage("prince", timestep_id, source) == copy
+        assert contents(copy) == contents(source)
+        assert [path.name for path in copy.parent.glob(f".{timestep_id.hex}*")] == []
+
+
+def test_a_damaged_copy_is_all_that_is_left_and_stays(staging: Staging, source: Path) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+    shutil.rmtree(source)
+    (copy / "more").touch()
+    with pytest.raises(BundleError):
+        staging.stage("prince", timestep_id, source)
+    (copy / "more").unlink()
+    assert staging.find("prince", timestep_id, source) == copy
+
+
+def test_a_copy_that_can_not_be_read_is_not_judged(
+    staging: Staging, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+
+    def failing(*_args: Any, **_options: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for call in ("scandir", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing)
+            with pytest.raises(OSError, match="Too many open files"):
+                staging.find("prince", timestep_id, source)
+    assert staging.find("prince", timestep_id, source) == copy
+
+
+def test_a_copy_of_a_source_that_was_repaired_since_is_stale(staging: Staging, source: Path) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+    (source / "Img" / "Img_r00_c00.tif").write_bytes(b"repaired".ljust(3000))
+    assert staging.find("prince", timestep_id, source) is None
+    assert contents(staging.stage("prince", timestep_id, source)) == contents(source)
+    (source / "Img" / "Img_r00_c00.tif").unlink()  # what is being cleaned away is no matter
+    assert staging.find("prince", timestep_id, source) == copy
 
 
 def test_copies_made_at_the_same_time_respect_the_budget(tmp_path: Path, source: Path) -> None:
@@ -151,7 +194,7 @@ def test_what_died_is_cleaned_up_after_a_while(staging: Staging, source: Path) -
     staging.clean("prince", older_than=0)
     assert not partial.exists()
     assert not orphan.exists()
-    assert staging.find("prince", timestep_id) == copy
+    assert staging.find("prince", timestep_id, source) == copy
 
 
 # --- from the copy into the bucket, and away
