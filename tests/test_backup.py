@@ -84,6 +84,7 @@ def run(script: str, directory: Path, env: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_nothing_is_missing_after_everything_was_destroyed(
     stack: RunningStack, docker: dict[str, str], tmp_path: Path
 ) -> None:
