@@ -1,35 +1,28 @@
 """The `archiver` command."""
 
-# Each command imports what it needs by itself: the four entrypoints start at the same time, and
-# Prefect, boto3 and SQLAlchemy take seconds to import on a small machine.
+# Each command imports what it needs by itself, because that takes seconds on a small machine.
 
 import asyncio
 import logging
-import os
-import signal
 import sys
-import traceback
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
 import typer
 
 from blocks.errors import ArchiverError
 from blocks.settings import get_settings
-from flows.client import commands
-
-logger = logging.getLogger(__name__)
+from flows import process
+from flows.client import commands as client
+from flows.stack import commands as stack
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Moves timesteps to object storage.")
 
-# What a mock microscope drops.
-Timesteps = Annotated[int, typer.Option(min=1, help="How many timesteps in all.")]
-Images = Annotated[int, typer.Option(min=1, help="Images per timestep.")]
-ImageBytes = Annotated[int, typer.Option(min=1, help="Bytes of one image's pixels.")]
-Systems = Annotated[str, typer.Option(help="Names of the imaging systems.")]
+_ENTRYPOINTS = (process.event_ingester, process.upload_worker, process.state_manager, process.api)
+_STACK = (stack.up, stack.demo, stack.mock_microscope)
+_CLIENT = (client.ls, client.status, client.fetch)
+for command in (*_ENTRYPOINTS, *_STACK, *_CLIENT):
+    app.command()(command)
 
 
 @app.command()
@@ -58,87 +51,6 @@ def init(
     from flows.init import initialize
 
     initialize(get_settings(), abort_incomplete_days)
-
-
-@app.command()
-def event_ingester() -> None:
-    """Watch the systems' event files and take their timesteps in."""
-    from flows.watch import event_ingester
-
-    _run(event_ingester(get_settings()))
-
-
-@app.command()
-def upload_worker() -> None:
-    """Upload the stream's timesteps to object storage."""
-    from flows.dispatch import upload_worker
-
-    _run(upload_worker(get_settings()))
-
-
-@app.command()
-def state_manager() -> None:
-    """Record the stream's events in the database."""
-    from flows.dispatch import state_manager
-
-    _run(state_manager(get_settings()))
-
-
-@app.command()
-def api() -> None:
-    """Serve the state over REST and as a web page."""
-    import uvicorn
-
-    settings = get_settings()
-    # By name, because the flows do not import the API.
-    config = uvicorn.Config(
-        "api.app:create_app", factory=True, host=settings.api_host, port=settings.api_port, log_config=None
-    )
-    config.load()
-    _log()
-    uvicorn.Server(config).run()
-
-
-@app.command()
-def up(
-    trial: Annotated[bool, typer.Option(help="Keep objects in memory: they are gone when it stops.")] = False,
-) -> None:
-    """The whole system on this machine, in the foreground, until Ctrl-C."""
-    from flows.stack.up import up as run_until_signal
-
-    asyncio.run(run_until_signal(get_settings(), trial=trial))
-
-
-@app.command()
-def demo(
-    timesteps: Timesteps = 4,
-    images: Images = 10,
-    image_bytes: ImageBytes = 200_000,
-    systems: Systems = "prince,aretha",
-) -> None:
-    """Show on one machine how timesteps travel, end to end; exits with 1 if one does not arrive."""
-    from flows.stack.demo import demo as demonstrate
-    from flows.stack.mock_microscope import Plan
-
-    sys.exit(asyncio.run(demonstrate(get_settings(), Plan(systems.split(","), timesteps, images, image_bytes))))
-
-
-@app.command()
-def mock_microscope(
-    timesteps: Timesteps = 1,
-    images: Images = 10,
-    image_bytes: ImageBytes = 200_000,
-    systems: Systems = "prince,aretha",
-    interval: Annotated[float, typer.Option(min=0, help="Seconds between two timesteps.")] = 0.0,
-) -> None:
-    """Drop timesteps into ARCHIVER_DATA_DIR like a microscope does."""
-    from flows.stack.mock_microscope import Plan, drop_timesteps
-
-    settings = get_settings()
-    settings.require("data_dir")
-    plan = Plan(systems.split(","), timesteps, images, image_bytes)
-    for dropped in drop_timesteps(cast(Path, settings.data_dir), plan, interval_seconds=interval):
-        typer.echo(f"{dropped.event_file}: {dropped.images} images, {dropped.bytes} bytes")
 
 
 @app.command()
@@ -232,60 +144,6 @@ def backfill(
     typer.echo(f"{said} timesteps")
 
 
-for command in (commands.ls, commands.status, commands.fetch):
-    app.command()(command)
-
-
-def _log() -> None:
-    """Log as the settings say, now that all that sets logging up is imported."""
-    from blocks.logs import log_as_json
-
-    if get_settings().log_format == "json":
-        log_as_json()
-
-
-def _run(entrypoint: Coroutine[None, None, None]) -> None:
-    """Run an entrypoint until SIGTERM or SIGINT and end the process, even while a thread is still at work.
-
-    A thread can't be cancelled, and waiting for an upload of gigabytes would outlast any grace
-    time. What it does is not acknowledged, so it is done again, by whoever gets its lease.
-    """
-    from blocks.lease import give_back_all
-
-    _log()
-    loop = asyncio.new_event_loop()
-    # Threads mostly wait, for disks and servers. A mount that hangs must leave some for the others.
-    loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="archiver"))
-    task = loop.create_task(entrypoint)
-
-    def stop(number: int, _frame: object) -> None:
-        logger.info("%s: stopping", signal.Signals(number).name)
-        loop.call_soon_threadsafe(task.cancel)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    # Not in the main thread: there, Prefect's flow engine takes SIGTERM for itself while a flow runs.
-    with ThreadPoolExecutor(1) as beside:
-        error = beside.submit(loop.run_until_complete, task).exception()
-    status = 0 if error is None or isinstance(error, asyncio.CancelledError) else _report(error)
-    give_back_all()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _report(error: BaseException) -> int:
-    """Say what happened, for an operator if it is for one to mend; returns the exit code."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, ArchiverError):
-        typer.secho(f"archiver: {error}", err=True, fg="red")
-        return 2
-    traceback.print_exception(error)
-    return 1
-
-
 def main() -> None:
     """Run the command; what the operator has to do something about is printed as a sentence."""
     # Prefect has set the root logger up when it was imported; ours say more.
@@ -294,7 +152,7 @@ def main() -> None:
     try:
         app()
     except ArchiverError as error:
-        sys.exit(_report(error))
+        sys.exit(process.report(error))
 
 
 if __name__ == "__main__":
