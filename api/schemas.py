@@ -25,6 +25,14 @@ ETag = Annotated[str, Field(description="As the store gave it.", examples=["0b26
 Sha256 = Annotated[
     str, Field(description="In hex.", examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
 ]
+TarSha256 = Annotated[
+    str | None,
+    Field(
+        description="Of the whole object, in hex; null where it was found in the bucket by `archiver rebuild` and not "
+        "read whole since. Its images have theirs.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    ),
+]
 FlowRunId = Annotated[
     UUID, Field(description="Of a flow run in Prefect.", examples=["0190f3a1-7c54-7d0a-9d0b-3f4c1f6f7a11"])
 ]
@@ -60,7 +68,7 @@ class Export(UploadedTimestep):
     """An uploaded timestep, ready to be fetched."""
 
     etag: ETag
-    sha256: Sha256
+    sha256: TarSha256
     url: str = Field(
         description="Fetches the tar without credentials, for an hour.",
         examples=["https://s3.example.org/timesteps/images/…tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=…"],
@@ -117,7 +125,7 @@ class TimestepObject(BaseModel):
     key: Key
     size: Size
     etag: ETag
-    sha256: Sha256
+    sha256: TarSha256
     layout_digest: Sha256 = Field(description="Digest of the tar's members: names, sizes and places.")
     upload_started_at: datetime = Field(description="When its upload began.", examples=[_TAKEN])
     verified_at: datetime = Field(description="When it was checked.", examples=[_LATER])

@@ -86,13 +86,13 @@ class Proof(BaseModel):
 
 
 class ProvenObject(BaseModel):
-    """What is known of an object that was proven to be in the store. The hash is of all of it, the size in bytes."""
+    """What is known of an object that was proven to be in the store. The size is in bytes."""
 
     model_config = ConfigDict(frozen=True)
     key: str
     size: int
     etag: str
-    sha256: str
+    sha256: str | None = Field(description="Of all of it; null where it was found in the bucket, and not read whole.")
     layout_digest: str
     images: list[Image]
     proof: Proof

@@ -53,6 +53,8 @@ def prove_object(timestep: Purgeable, store: ObjectStore, *, needs_tape: bool) -
         raise NotProven("it is not uploaded")
     if row.verified_at is None or not row.checks:
         raise NotProven("its upload was not proven")
+    if row.sha256 is None:
+        raise NotProven("it was found in the bucket, and not read since; run `archiver rebuild --read-whole`")
     if needs_tape and row.archived_at is None:
         raise NotProven("it is not known to be on tape")
     head = store.model_copy(update={"bucket_name": row.bucket}).head(row.key)

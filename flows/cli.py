@@ -101,11 +101,15 @@ def audit(
 
 
 @app.command()
-def rebuild() -> None:
+def rebuild(
+    read_whole: Annotated[
+        bool, typer.Option("--read-whole", help="Read every byte of the objects, which proves their images.")
+    ] = False,
+) -> None:
     """Fill an empty database from the stream, and from the bucket what the stream has forgotten."""
     from flows.rebuild import rebuild as rebuild_database
 
-    for sentence in rebuild_database(get_settings()):
+    for sentence in rebuild_database(get_settings(), read_whole=read_whole):
         typer.echo(sentence)
 
 

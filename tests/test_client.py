@@ -71,14 +71,14 @@ def archiver(
 def send(tmp_path: Path, object_store: ObjectStore, engine: Engine, event_log: EventLog) -> Send:
     """Upload a timestep of 3 MB and have it recorded."""
 
-    def send(sha256: str | None = None, **fields: Any) -> ImagingEvent:
+    def send(sha256: str | None = "", **fields: Any) -> ImagingEvent:
         event = announced(img_count=1, **fields)
         source = tmp_path / "source" / event.timestep_id.hex
         (source / "Img").mkdir(parents=True)
         (source / "Img" / "a.tif").write_bytes(random.Random(event.timestep_id.int).randbytes(3_000_000))
         stored = object_store.upload(Bundle.of(source, b"{}"), event.key, event.timestep_id)
         facts: dict[str, Any] = {"size": stored.size, "etag": stored.etag, "images": stored.images}
-        facts |= {"sha256": sha256 or stored.sha256, "bucket": object_store.bucket_name}
+        facts |= {"sha256": stored.sha256 if sha256 == "" else sha256, "bucket": object_store.bucket_name}
         record(engine, event_log, ingested(event), uploaded(event, **facts))
         return event
 
@@ -192,6 +192,40 @@ def test_what_is_not_as_recorded_fails_and_the_others_come(archiver: Command, se
     assert "ab" * 32 in printed
     assert "1 of 2" in printed
     assert [path for path in (tmp_path / "dest").rglob("*") if path.is_file()] == [tmp_path / "dest" / good.key]
+
+
+def test_a_tar_whose_hash_is_not_known_is_proven_by_its_images(
+    archiver: Command, send: Send, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    event = send(sha256=None)
+    fetched = tmp_path / "dest" / event.key
+    assert archiver("fetch", event.experiment_id, "--dest", str(tmp_path / "dest"))[0] == 0
+    content = bytearray(fetched.read_bytes())
+    assert is_the_object(fetched, event.key, object_store)
+    # It is read again where the file was changed, and only a right one stays.
+    content[2_000_000] ^= 1
+    fetched.write_bytes(content)
+    assert archiver("fetch", event.experiment_id, "--dest", str(tmp_path / "dest"))[0] == 0
+    assert is_the_object(fetched, event.key, object_store)
+
+
+def test_a_damaged_tar_whose_hash_is_not_known_does_not_get_its_name(
+    api_url: str, send: Send, object_store: ObjectStore, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    event = send(sha256=None)
+    gateway, (timestep,) = remote(api_url)
+    assert timestep.sha256 is None
+    head = object_store.head(event.key)
+    assert head is not None
+    content = bytearray(b"".join(object_store.read_range(event.key, 0, head.size)))
+    content[2_000_000] ^= 1
+    object_store.client.put_object(Bucket=object_store.bucket_name, Key=event.key, Body=bytes(content))
+    changed = object_store.head(event.key)
+    assert changed is not None
+    damaged = timestep.model_copy(update={"etag": changed.etag})
+    with pytest.raises(DownloadError, match=r"Img/a.tif has the SHA-256"):
+        Downloader(gateway, tmp_path / "dest").fetch(damaged)
+    assert not [path for path in (tmp_path / "dest").rglob("*") if path.is_file()]
 
 
 def test_another_object_under_the_key_is_not_mixed_in(

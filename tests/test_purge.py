@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from sqlmodel import Session, select
 
 from blocks import deletion, purge_proof
@@ -281,6 +281,12 @@ def _announce_again(lab: Lab, timestep: Ingested) -> None:
     (lab.home / "events" / "another.json").write_text(json.dumps(event))
 
 
+def _rebuild(lab: Lab, timestep: Ingested) -> None:
+    """As if the database had been lost, and the timestep had been announced again since."""
+    with Session(lab.engine) as session, session.begin():
+        session.execute(update(Timestep).values(sha256=None))
+
+
 STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
     "no object": (
         lambda lab, it: lab.store.client.delete_object(Bucket=lab.store.bucket_name, Key=it.event.key),
@@ -309,6 +315,7 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
         "has its images in",
     ),
     "another timestep above": (lambda lab, it: _drop_in(lab, "20261101_004"), "has its images in"),
+    "found in the bucket, and not read": (_rebuild, "not read since"),
     "an upload under way": (
         lambda lab, it: lab.log.redis.set(f"{lab.log.stream}:lease:{it.event.key}", "somebody", ex=60),
         "held by another process",

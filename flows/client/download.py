@@ -14,8 +14,10 @@ import httpx
 from blocks.errors import ArchiverError
 from blocks.object_errors import ObjectStoreError
 from blocks.retry import Patience, Transient
+from blocks.verification import find_differences
 from flows.client.gateway import TIMEOUT, Gateway, GatewayAway, RemoteTimestep
 
+_READ_BYTES = 1 << 20
 _PATIENCE = Patience(give_up_after=60)
 # 403: the URL is too old by now.
 _PASSING = {403, 408, 425, 429, 500, 502, 503, 504}
@@ -47,12 +49,13 @@ class Downloader:
             OSError: when it can't be written.
         """
         path = self._place(timestep.key)
-        if _is_here(path, timestep):
+        if self._is_here(path, timestep):
             self.progress(timestep.size)
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         # Named after its content: what is there belongs to this object.
-        part = path.with_name(f".{path.name}.{timestep.sha256[:16]}.part")
+        name = timestep.sha256 or hashlib.sha256(timestep.etag.encode()).hexdigest()
+        part = path.with_name(f".{path.name}.{name[:16]}.part")
         with part.open("ab+", buffering=0) as file, httpx.Client(timeout=TIMEOUT) as client:
             self._complete(file, client, timestep)
             self._prove(file, part, timestep)
@@ -100,13 +103,35 @@ class Downloader:
         if _size(file) == before:
             raise Transient(cause)
 
+    def _is_here(self, path: Path, timestep: RemoteTimestep) -> bool:
+        """Whether the file was proven before, and has not been touched since or is the same all the same."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return False
+        if found.st_size != timestep.size:
+            return False
+        if found.st_mtime_ns == _stamp(timestep):
+            return True
+        with path.open("rb", buffering=0) as file:
+            return not self._differences(file, timestep)
+
     def _prove(self, file: FileIO, part: Path, timestep: RemoteTimestep) -> None:
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != timestep.sha256:
+        if differences := self._differences(file, timestep):
             part.unlink()
             self.progress(-_size(file))
-            raise DownloadError(f"{timestep.key} has SHA-256 {sha256}, not {timestep.sha256}; fetch it again")
+            raise DownloadError(f"{timestep.key} {'; '.join(differences[:3])}; fetch it again")
+
+    def _differences(self, file: FileIO, timestep: RemoteTimestep) -> list[str]:
+        """What is not as recorded: of the whole, or where its hash is not known, of each image in it."""
+        file.seek(0)
+        if timestep.sha256 is not None:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return [] if sha256 == timestep.sha256 else [f"has SHA-256 {sha256}, not {timestep.sha256}"]
+        images = list(self.gateway.images(timestep))
+        if not images:
+            return ["can't be proven: neither its SHA-256 nor what is in it is recorded"]
+        return find_differences(iter(partial(file.read, _READ_BYTES), b""), images, None, lambda size: None)
 
     def _begin_again(self, file: FileIO) -> None:
         self.progress(-_size(file))
@@ -130,20 +155,6 @@ def _read_from(client: httpx.Client, url: str, start: int, timestep: RemoteTimes
         if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             raise DownloadError(f"{timestep.key} can't be fetched: the store answers {status}")
         yield from answer.iter_raw()
-
-
-def _is_here(path: Path, timestep: RemoteTimestep) -> bool:
-    """Whether the file was proven before and has not been touched since."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return False
-    if found.st_size != timestep.size:
-        return False
-    if found.st_mtime_ns == _stamp(timestep):
-        return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == timestep.sha256
 
 
 def _stamp(timestep: RemoteTimestep) -> int:

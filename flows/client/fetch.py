@@ -31,7 +31,7 @@ def fetch(settings: Settings, query: Mapping[str, Any], directory: Path, paralle
     for timestep, reason in failed:
         console.print(f"[red]failed[/red] {timestep.timestep_id} {escape(reason)}", soft_wrap=True, highlight=False)
     here = len(timesteps) - len(failed)
-    console.print(f"{here} of {len(timesteps)} timesteps are in {directory}, each with its recorded SHA-256.")
+    console.print(f"{here} of {len(timesteps)} timesteps are in {directory}, each proven by what is recorded of it.")
     return 1 if failed else 0
 
 

@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from blocks.errors import ArchiverError
+from blocks.messages import Image
 from blocks.settings import Settings
 
 PAGE = 500
@@ -30,7 +31,7 @@ class RemoteTimestep(BaseModel):
     timestep_id: UUID
     key: str
     size: int
-    sha256: str
+    sha256: str | None
     etag: str
     timestamp: datetime
 
@@ -101,6 +102,14 @@ class Gateway:
             GatewayError: when it can't be asked.
         """
         return map(RemoteTimestep.model_validate, self.rows("/api/1/exports", query))
+
+    def images(self, timestep: RemoteTimestep) -> Iterator[Image]:
+        """What is in the object, as recorded.
+
+        Raises:
+            GatewayError: when it can't be asked.
+        """
+        return map(Image.model_validate, self.rows(f"/api/1/timesteps/{timestep.timestep_id}/images", {}))
 
     def url_of(self, timestep: RemoteTimestep) -> str:
         """A fresh URL that reads the object without credentials; the one in the list may be too old by now.
