@@ -64,6 +64,13 @@ class ImagingSystem(Block):
 
     name: str = Field("", description="Filled in: the block's name is that of the system and its directory.")
     root: Path = Field(Path(), description="Filled in: the directory that holds the system's directory.")
+    display_name: str = Field("", description="What people read on pages and in reports; the name if empty.")
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Of a backlog, timesteps of systems with a higher number are uploaded first.",
+    )
     time_zone: str = Field("UTC", description="Of timestamps without an offset, e.g. Europe/Amsterdam.")
     watching: Literal["auto", "native", "polling"] = Field(
         "auto", description="Network mounts need polling, as inotify sees nothing there; auto goes by the mount's type."

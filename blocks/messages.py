@@ -42,6 +42,7 @@ class Ingested(EventData):
     warnings: list[str] = Field(
         default_factory=list, description="What is not as announced, and was accepted by the system's policy."
     )
+    priority: int = Field(0, description="Of the system when it was taken in; of a backlog, higher ones go first.")
 
     @property
     def metadata(self) -> bytes:

@@ -57,7 +57,12 @@ def announce(
         InvalidEventFile: when another timestep was announced under the same id.
     """
     ingested = Ingested(
-        timestep_id=event.timestep_id, system=system.name, event_file=event_file, event=event, warnings=warnings
+        timestep_id=event.timestep_id,
+        system=system.name,
+        event_file=event_file,
+        event=event,
+        warnings=warnings,
+        priority=system.priority,
     )
     if log.register.identify(str(event.timestep_id), ingested.digest) != ingested.digest:
         raise InvalidEventFile(

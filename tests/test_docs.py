@@ -6,6 +6,7 @@ import pytest
 import typer.main
 
 from api.app import create_app
+from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
 from blocks.settings_table import with_table
 from flows.cli import app
@@ -21,6 +22,12 @@ def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert f"| `{Settings.variable(name)}` |" in page
         assert field.description, name
+
+
+def test_every_field_of_an_imaging_system_is_documented() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    fields = {name for name, field in ImagingSystem.model_fields.items() if not field.exclude} - {"name", "root"}
+    assert {name for name in fields if f"| `{name}` |" not in page} == set()
 
 
 @pytest.mark.parametrize("command", sorted(typer.main.get_group(app).commands))

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -100,6 +100,15 @@ def test_an_event_survives_the_stream_unchanged(document: dict[str, Any], zone: 
     assert isinstance(received.data, Ingested)
     assert received.data.event.key == event.key
     assert received.data.digest == Ingested.model_validate(entry.data.model_dump()).digest
+
+
+def test_the_priority_of_its_system_makes_no_other_event_of_a_timestep() -> None:
+    first = cast(Ingested, logged(parsed(EVENT)).data)
+    urgent = first.model_copy(update={"priority": 5})
+    assert urgent.digest == first.digest
+    assert LogEvent.of(urgent, "test").id == LogEvent.of(first, "test").id
+    received = cast(Ingested, through_the_stream(LogEvent.of(urgent, "test")).data)
+    assert (first.priority, received.priority) == (0, 5)
 
 
 @property_of

@@ -18,6 +18,7 @@ from prefect.states import AwaitingRetry
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
 
+from blocks import remembered
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Failed, Ingested, LogEvent, Rejected, Uploaded
@@ -272,6 +273,24 @@ def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_
     assert taken_in.warnings == [warning, "Img/1.tif is empty"]
     metadata = unpacked(object_store, dropped["nina"].key)["./metadata.json"]
     assert json.loads(metadata)["archiver:warnings"] == taken_in.warnings
+
+
+def test_what_is_set_in_a_systems_block_counts_from_then_on(
+    run_settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "SECONDS", 0.1)
+    drop(run_settings, "miles")
+
+    async def test() -> None:
+        async with working(event_ingester, settings=run_settings):
+            await until(lambda: len(said(event_log, Ingested)) == 1, "taking the first in")
+            await ImagingSystem(priority=5).asave("miles", overwrite=True)
+            await asyncio.sleep(0.2)
+            drop(run_settings, "miles")
+            await until(lambda: len(said(event_log, Ingested)) == 2, "taking the second in")
+
+    asyncio.run(test())
+    assert [timestep.priority for timestep in said(event_log, Ingested)] == [0, 5]
 
 
 def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
