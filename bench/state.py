@@ -28,18 +28,8 @@ from bench.surroundings import postgres_server, redis_server
 from blocks.database import create_engine
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
-from blocks.messages import (
-    Archived,
-    EventData,
-    Failed,
-    Image,
-    Ingested,
-    LogEvent,
-    Proof,
-    SourcePurged,
-    StagingPurged,
-    Uploaded,
-)
+from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, SourcePurged, StagingPurged, Uploaded
+from blocks.proven_object import Image, Proof
 from blocks.settings import Settings
 from flows.record import GROUP, record_waiting
 

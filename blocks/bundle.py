@@ -14,7 +14,7 @@ from typing import Self
 
 from typing_extensions import Buffer
 
-from blocks.messages import Image
+from blocks.proven_object import Image
 from blocks.source_file import BundleError, SourceChanged, SourceFile, find_sources
 from blocks.tar_member import Member
 

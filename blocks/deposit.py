@@ -7,9 +7,9 @@ from uuid import UUID
 
 from blocks import s3_object
 from blocks.bundle import Bundle, BundleReader
-from blocks.messages import Proof, ProvenObject
 from blocks.multipart import MultipartUpload, Sending, send_whole
 from blocks.object_errors import KeyTaken, NotStored
+from blocks.proven_object import Proof, ProvenObject
 from blocks.s3_object import ObjectHead
 from blocks.s3_wire import S3Wire
 

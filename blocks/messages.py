@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator
 
 from blocks.event_file import ImagingEvent
+from blocks.proven_object import Proof, ProvenObject
 
 # Namespace of the events' ids; any fixed UUID would do.
 _EVENT_IDS = UUID("6f0d4a1e-7c54-4d0a-9d0b-3f4c1f6f7a11")
@@ -66,37 +67,6 @@ class Ingested(EventData):
 
     def said(self) -> tuple[object, ...]:
         return (self.digest,)
-
-
-class Image(BaseModel):
-    """One file in a tar, found again by a range request."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str = Field(description="Path below the image directory, as in the tar without its './'.")
-    offset: int = Field(description="Where its bytes begin in the object.")
-    size: int = Field(description="Bytes.")
-    sha256: str
-
-
-class Proof(BaseModel):
-    """What was checked after an upload or before a purge, and when. Each entry of `checks` is a sentence."""
-
-    model_config = ConfigDict(frozen=True)
-    verified_at: datetime
-    checks: list[str]
-
-
-class ProvenObject(BaseModel):
-    """What is known of an object that was proven to be in the store. The size is in bytes."""
-
-    model_config = ConfigDict(frozen=True)
-    key: str
-    size: int
-    etag: str
-    sha256: str | None = Field(description="Of all of it; null where it was found in the bucket, and not read whole.")
-    layout_digest: str
-    images: list[Image]
-    proof: Proof
 
 
 class Uploaded(ProvenObject, EventData):

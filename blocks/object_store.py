@@ -12,11 +12,11 @@ from pydantic import Field
 from blocks import bucket, s3_object
 from blocks.bundle import Bundle
 from blocks.deposit import StoredObject, deposit
-from blocks.messages import Image
 from blocks.multipart import Sending
 from blocks.object_errors import BucketMissing, KeyTaken, NotStored, ObjectStoreError
 from blocks.pace import shared_pace
 from blocks.presign import Presigner
+from blocks.proven_object import Image
 from blocks.retry import Patience
 from blocks.s3_object import ObjectHead
 from blocks.s3_wire import S3Wire

@@ -15,8 +15,8 @@ from typing import Literal
 from blocks.bundle import Bundle, BundleError
 from blocks.event_file import InvalidEventFile
 from blocks.imaging_system import ImagingSystem
-from blocks.messages import Proof
 from blocks.object_store import ObjectStore
+from blocks.proven_object import Proof
 from blocks.purgeable import NotProven, Purgeable
 from blocks.source_file import SourceFile, find_sources
 

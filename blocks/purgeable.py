@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import Engine, tuple_
 from sqlmodel import Session, col, or_, select
 
-from blocks.messages import Image, Ingested
+from blocks.messages import Ingested
+from blocks.proven_object import Image
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 
 _PAGE = 200

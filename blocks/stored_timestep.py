@@ -14,9 +14,10 @@ from typing_extensions import Buffer
 
 from blocks.bundle import MANIFEST, METADATA, manifest_line
 from blocks.event_file import ImagingEvent
-from blocks.messages import Image, Proof, Uploaded
+from blocks.messages import Uploaded
 from blocks.object_ranges import ObjectRanges
 from blocks.object_store import ObjectHead, ObjectStore
+from blocks.proven_object import Image, Proof
 
 _LINE = re.compile(rb"\\?([0-9a-f]{64})  ")
 

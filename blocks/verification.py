@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 
-from blocks.messages import Image
+from blocks.proven_object import Image
 
 
 def find_differences(

@@ -14,9 +14,9 @@ from sqlmodel import Session, col, select
 
 from blocks.database import create_engine
 from blocks.errors import ArchiverError
-from blocks.messages import Image
 from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
+from blocks.proven_object import Image
 from blocks.settings import Settings
 from blocks.tables import Timestep, TimestepImage, TimestepState
 

@@ -12,15 +12,14 @@ from blocks.messages import (
     Cleared,
     EventData,
     Failed,
-    Image,
     Ingested,
     LogEvent,
-    Proof,
     Rejected,
     SourcePurged,
     StagingPurged,
     Uploaded,
 )
+from blocks.proven_object import Image, Proof
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BUCKET = "timesteps"

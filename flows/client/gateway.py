@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from blocks.errors import ArchiverError
-from blocks.messages import Image
+from blocks.proven_object import Image
 from blocks.settings import Settings
 
 PAGE = 500
