@@ -5,9 +5,9 @@ history of what the events are about. So neither the order nor the number of del
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 from sqlalchemy import delete, func, tuple_, update
@@ -19,8 +19,6 @@ from blocks.messages import (
     DATA_TYPES,
     Archived,
     Cleared,
-    EventData,
-    Failed,
     Ingested,
     LogEvent,
     Rejected,
@@ -29,17 +27,13 @@ from blocks.messages import (
     Uploaded,
 )
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
+from flows.history import keep_history
+from flows.timestep_row import TELLING, Said, timestep_row
 
 # The number of PostgreSQL's advisory lock under which one writer at a time derives; any will do.
 _WRITER_LOCK = 7_303_014_002
 # Namespace of the archives' ids, which follow from their paths on tape; any fixed UUID would do.
 _ARCHIVE_IDS = UUID("0c8f1c7e-50ab-4c7e-8f6e-2d2f1f2c9a34")
-
-# The events that a timestep's row is computed from: each says all that was announced.
-_TELLING = (Ingested, Uploaded, Failed)
-
-Said = tuple[datetime, EventData]
-T = TypeVar("T", bound=EventData)
 
 
 def apply_events(session: Session, entries: Iterable[Entry]) -> None:
@@ -56,10 +50,10 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     events = [(entry.id, entry.decode()) for entry in entries]
     # Deriving reads what others have written, so writers take turns.
     session.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
-    news, event_files = _keep_history(session, events)
+    news, event_files = keep_history(session, events)
     ids = {event.data.timestep_id for event in news}
     timesteps = _derive_timesteps(
-        session, {event.data.timestep_id for event in news if isinstance(event.data, _TELLING)}
+        session, {event.data.timestep_id for event in news if isinstance(event.data, TELLING)}
     )
     _derive_purged(session, ids)
     _keep_images(session, timesteps, [event.data for event in news if isinstance(event.data, Uploaded)])
@@ -68,110 +62,19 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     _derive_rejections(session, event_files)
 
 
-def _keep_history(
-    session: Session, events: Iterable[tuple[str, LogEvent]]
-) -> tuple[list[LogEvent], set[tuple[str, str]]]:
-    """Add to the history what it lacks. Of an event that was said twice, the first stands.
-
-    Returns:
-        What was added, and the event files (system, path) of which the history now says something else.
-    """
-    first: dict[UUID, tuple[str, LogEvent]] = {}
-    for entry_id, event in sorted(events, key=lambda said: _precedence(said[1].time, said[0])):
-        first.setdefault(event.id, (entry_id, event))
-    row = TimestepEvent
-    for id, at, known_entry_id in session.exec(select(row.id, row.time, row.entry_id).where(among(row.id, first))):
-        entry_id, event = first[id]
-        if _precedence(at, known_entry_id) <= _precedence(event.time, entry_id):
-            del first[id]
-    # What is replaced may have named another event file: several may announce the same timestep.
-    files = set(session.exec(select(row.system, row.event_file).where(among(row.id, first))))
-    rows = [_history_row(entry_id, event) for entry_id, event in first.values()]
-    upsert(session, TimestepEvent, rows)
-    files |= {(row["system"], row["event_file"]) for row in rows}
-    return [event for _, event in first.values()], {(system, file) for system, file in files if system and file}
-
-
-def _precedence(at: datetime, entry_id: str) -> tuple[datetime, list[int]]:
-    return at, [int(part) for part in entry_id.split("-")]
-
-
-def _history_row(entry_id: str, event: LogEvent) -> dict[str, Any]:
-    data = event.data
-    return {
-        "id": event.id,
-        "entry_id": entry_id,
-        "type": event.type,
-        "source": event.source,
-        "time": event.time,
-        "timestep_id": data.timestep_id,
-        "system": getattr(data, "system", None),
-        "event_file": getattr(data, "event_file", None),
-        "key": data.key if isinstance(data, Archived) else None,
-        "data": data.model_dump(mode="json", exclude={"images"}),
-    }
-
-
 def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, dict[str, Any]]:
     """Compute the rows of timesteps from their histories; all but what purges and archives say about them."""
     event = TimestepEvent
     history: dict[UUID, list[Said]] = defaultdict(list)
     for id, type, at, data in session.exec(
         select(event.timestep_id, event.type, event.time, event.data)
-        .where(among(event.timestep_id, ids), col(event.type).in_([data.type for data in _TELLING]))
+        .where(among(event.timestep_id, ids), col(event.type).in_([data.type for data in TELLING]))
         .order_by(col(event.time), col(event.id))
     ):
         history[cast(UUID, id)].append((at, DATA_TYPES[type].model_validate({"images": [], **data})))
     rows = {id: timestep_row(said) for id, said in history.items()}
     upsert(session, Timestep, list(rows.values()))
     return rows
-
-
-def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
-    """What a timestep's history, oldest event first, says about it.
-
-    The first ingestion stands, and the last upload. A failure counts until it is followed by an upload.
-    """
-    ingested_at, ingestion = _first(Ingested, history)
-    uploaded_at, upload = _first(Uploaded, reversed(history))
-    failed_at, failure = _first(Failed, reversed(history))
-    if failed_at and uploaded_at and uploaded_at >= failed_at:
-        failed_at, failure = None, None
-    announcement = cast(Ingested | Uploaded | Failed, ingestion or upload or failure)
-    event = announcement.event
-    return {
-        "id": announcement.timestep_id,
-        "system": announcement.system,
-        "experiment_id": event.experiment_id,
-        "plate": event.plate,
-        "cross_date": event.cross_date,
-        "position": event.position,
-        "type": event.event_type,
-        "timestamp": event.timestamp,
-        "image_count": event.img_count,
-        "image_dir": event.img_dir,
-        "announced": event.document(),
-        "ingested_at": ingested_at,
-        "event_file": ingestion and ingestion.event_file,
-        "uploaded_at": uploaded_at,
-        "bucket": upload and upload.bucket,
-        "key": upload and upload.key,
-        "size": upload and upload.size,
-        "etag": upload and upload.etag,
-        "sha256": upload and upload.sha256,
-        "layout_digest": upload and upload.layout_digest,
-        "upload_started_at": upload and upload.started_at,
-        "verified_at": upload and upload.proof.verified_at,
-        "checks": upload and upload.proof.checks,
-        "failed_at": failed_at,
-        "failed_stage": failure and failure.stage,
-        "failed_reason": failure and failure.reason,
-        "failed_flow_run_id": failure and failure.flow_run_id,
-    }
-
-
-def _first(kind: type[T], history: Iterable[Said]) -> tuple[datetime, T] | tuple[None, None]:
-    return next(((at, data) for at, data in history if isinstance(data, kind)), (None, None))
 
 
 def _derive_archived(session: Session, keys: set[str]) -> None:

@@ -332,7 +332,7 @@ def test_a_database_without_tables_is_no_poison(event_log: EventLog, empty_datab
     assert event_log.backlog(GROUP).set_aside == 0
 
 
-@pytest.mark.parametrize("step", ["_keep_history", "_keep_images", "_derive_archived"])
+@pytest.mark.parametrize("step", ["keep_history", "_keep_images", "_derive_archived"])
 def test_a_connection_that_breaks_off_leaves_the_entries_pending(
     event_log: EventLog, engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
