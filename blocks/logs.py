@@ -56,6 +56,8 @@ def _enrich(record: logging.LogRecord) -> bool:
         timestep_id = named[1].lower()
     if timestep_id:
         record.timestep_id = timestep_id
+    else:
+        record.__dict__.pop("timestep_id", None)  # an empty one says nothing
     # Colours for a terminal, of uvicorn.
     record.__dict__.pop("color_message", None)
     return True

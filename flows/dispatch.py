@@ -169,7 +169,8 @@ class UploadDispatcher:
         try:
             timestep = cast(Ingested, entry.decode().data)
         except UnreadableEntry as error:
-            logger.exception("Set aside: the upload-worker can't read it")
+            about = {"timestep_id": entry.fields.get("timestep_id")}
+            logger.exception("Set aside: the upload-worker can't read it", extra=about)
             await asyncio.to_thread(self._log.dead_letters(self.group).add, entry, str(error))
             self._forget(id)
             return True

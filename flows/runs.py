@@ -16,6 +16,7 @@ from prefect.flows import Flow
 from prefect.states import Pending, Scheduled
 
 from blocks.event_log import EventLog
+from flows.subject import timestep_of
 from flows.worker import InProcessWorker, load
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Runs:
         A run that a person cancelled is the exception: nothing follows it.
 
         Args:
-            work: identifies the work, for ever.
+            work: identifies the work, for ever. Begins with the timestep's id and a colon, where it is about one.
             is_done: asked only after a run has ended, so that one which ends right now is not taken
                 for one that left its work undone.
             may_queue: without it, no run is created while there is no place for it here.
@@ -100,7 +101,8 @@ class Runs:
         left = pause - (datetime.now(UTC) - run.state.timestamp).total_seconds()
         if left > 0 or await asyncio.to_thread(is_done):
             return _driven(run, max(left, 0.0))
-        logger.info("Attempt %d of %s, after its run ended as %s", attempt + 1, name, run.state.name)
+        about = {"timestep_id": str(timestep_of(work) or "")}
+        logger.info("Attempt %d of %s, after its run ended as %s", attempt + 1, name, run.state.name, extra=about)
         await asyncio.to_thread(self._log.begin_attempt, work, attempt + 1)
         again = await self._start(name, parameters, tags, f"{work}:{attempt + 1}", True, on_end)
         return _driven(again, LOOK_AGAIN_SECONDS) if again else None

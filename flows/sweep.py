@@ -25,6 +25,7 @@ from prefect.states import Cancelled, Crashed
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
+from flows.subject import timestep_of
 from flows.worker import BEAT_SECONDS, InProcessWorker
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ async def end_lost(runs: list[FlowRun], client: PrefectClient, log: EventLog) ->
         if age < LOST_SECONDS or await asyncio.to_thread(log.is_beating, run.id):
             continue
         message = f"no process executed it any more, {age:.0f} s after it was {run.state.name}"
-        logger.warning("Flow run %s (%s) is lost: %s", run.name, run.id, message)
+        about = {"timestep_id": str(timestep_of(run.idempotency_key) or "")}
+        logger.warning("Flow run %s (%s) is lost: %s", run.name, run.id, message, extra=about)
         is_unwanted = run.state.type == StateType.CANCELLING
         await client.set_flow_run_state(
             run.id, Cancelled(message=message) if is_unwanted else Crashed(message=message), force=True

@@ -22,14 +22,17 @@ from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, Pause
 from prefect.filesystems import LocalFileSystem
 from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.logging.loggers import PrefectLogAdapter
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
+from blocks.logs import log_about
 from blocks.places import HOLD_SECONDS, Places
 from blocks.settings import get_settings
 from flows.engine import InProcessEngine
+from flows.subject import timestep_of
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +165,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         return task
 
     async def _execute_claimed(self, flow_run: FlowRun, flow: Flow[..., Any], claim: UUID) -> None:
+        _log_about(flow_run)
         self._observe(flow_run.id)
         try:
             await asyncio.to_thread(self._log.beat, [flow_run.id], seconds=HOLD_SECONDS)
@@ -209,10 +213,18 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         return await load(cast(str, deployment.entrypoint))
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
+        _log_about(flow_run)
         await super()._submit_run(flow_run)
         # Prefect leaves the cancellation of a run that began to its process, and no longer listens.
         if flow_run.id in self._executing:
             self._observe(flow_run.id)
+
+    def get_flow_run_logger(self, flow_run: FlowRun) -> PrefectLogAdapter:
+        """Names the timestep as well, where the run is about one."""
+        log = super().get_flow_run_logger(flow_run)
+        if timestep_id := timestep_of(flow_run.idempotency_key):
+            log.extra = {**(log.extra or {}), "timestep_id": str(timestep_id)}
+        return log
 
     # --- both
 
@@ -242,6 +254,11 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             self.cancel(flow_run_id)
         else:
             await super()._cancel_run(flow_run_id)
+
+
+def _log_about(flow_run: FlowRun) -> None:
+    if timestep_id := timestep_of(flow_run.idempotency_key):
+        log_about(timestep_id)
 
 
 async def load(entrypoint: str) -> Flow[..., Any]:
