@@ -14,10 +14,11 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from api.expiry import ExpiryRules
 from api.problems import Problem
+from api.warnings import Warnings
 from blocks.database import create_engine
 from blocks.event_log import EventLog
+from blocks.expiry import ExpiryRules
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 
@@ -33,6 +34,7 @@ class Services:
     log: EventLog
     store: ObjectStore
     expiry_rules: ExpiryRules
+    warnings: Warnings
     # Of /ready: the checks under way by their names, and what runs them.
     checking: dict[str, Future[None]] = field(default_factory=dict)
     checkers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "ready"))
@@ -47,13 +49,16 @@ class Services:
         settings.require("database_url", "redis_url", "aws_access_key_id", "aws_secret_access_key")
         # A reader would rather be told that the storage is away than wait for it.
         store = ObjectStore.from_settings(settings).model_copy(update={"timeout_seconds": 10, "patience_seconds": 5})
+        log = EventLog.from_settings(settings)
+        rules = ExpiryRules(store)
         return cls(
             settings=settings,
             # Only the state-manager writes; PostgreSQL makes sure that we don't.
             engine=create_engine(settings).execution_options(postgresql_readonly=True),
-            log=EventLog.from_settings(settings),
+            log=log,
             store=store,
-            expiry_rules=ExpiryRules(store),
+            expiry_rules=rules,
+            warnings=Warnings(log, rules),
         )
 
     @property

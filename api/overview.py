@@ -17,7 +17,7 @@ from api.deps import Services
 from api.filters import TIMESTEPS
 from api.paging import COUNT_LIMIT
 from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
-from blocks.early_warnings import silent_systems
+from api.warnings import DiskRow, SilentSystemRow
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog, Group
 from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally
@@ -50,14 +50,6 @@ class GroupStatus(BaseModel):
     newest_dead_letters: list[DeadLetterRow] = Field(description="The last of those it has set aside.")
 
 
-class SilentSystemRow(BaseModel):
-    """An imaging system that announces nothing any more, as far as its own cadence tells."""
-
-    system: str = Field(description="Imaging system.", examples=["prince"])
-    last: datetime = Field(description="Its last timestep.", examples=["2026-11-23T10:42:07Z"])
-    cadence_seconds: float = Field(description="Between two of its timesteps, as a rule.", examples=[3600.0])
-
-
 class StateStatus(BaseModel):
     """What the database says of all timesteps."""
 
@@ -80,6 +72,16 @@ class StateStatus(BaseModel):
     silent_systems: list[SilentSystemRow] = Field(
         description="Systems that have been silent for more than three of their own intervals.", examples=[[]]
     )
+    expiring: int = Field(
+        description="Objects that are not on tape, and that the bucket's lifecycle rules delete within three days.",
+        examples=[0],
+    )
+    disks: list[DiskRow] = Field(description="The disks of the systems, and of their copies.")
+    system_names: dict[str, str] = Field(
+        description="What people call each imaging system, as its block says.",
+        examples=[{"prince": "Prince, room 12"}],
+    )
+    warnings: list[str] = Field(description="What will go wrong if nobody does anything.", examples=[[]])
     uploaded_last_hour: int = Field(description="Timesteps that arrived and are not on tape yet.", examples=[120])
     done_in_seconds: float | None = Field(
         description="When all that is taken in will be uploaded, at the pace of the last hour; null without a pace.",
@@ -102,7 +104,7 @@ def read_status(services: Services) -> Status:
     status = Status(at=now, problems=[], state=None, groups=None)
     try:
         with Session(services.engine) as session:
-            status.state = _read_state(session, now)
+            status.state = _read_state(services, session, now)
     except OperationalError as error:
         logger.warning("The database can't be asked how the system does: %s", error.orig)
         status.problems.append("The database can't be reached.")
@@ -128,7 +130,8 @@ def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
     )
 
 
-def _read_state(session: Session, now: datetime) -> StateStatus:
+def _read_state(services: Services, session: Session, now: datetime) -> StateStatus:
+    early = services.warnings.read(session, now)
     tallied = select(TimestepTally.state, TIMESTEPS, func.sum(TimestepTally.bytes)).group_by(col(TimestepTally.state))
     tallies = session.execute(tallied).all()
     timesteps = dict.fromkeys(TimestepState, 0) | {state: int(count) for state, count, _ in tallies}
@@ -141,10 +144,11 @@ def _read_state(session: Session, now: datetime) -> StateStatus:
         rejected=session.exec(select(func.count()).select_from(RejectedEventFile)).one(),
         at_risk=_count(session, not_on_tape(now - timedelta(hours=DEFAULT_HOURS), Timestep.id)),
         oldest_not_on_tape_seconds=_age(oldest, now),
-        silent_systems=[
-            SilentSystemRow(system=one.system, last=one.last, cadence_seconds=one.cadence.total_seconds())
-            for one in silent_systems(session, now)
-        ],
+        silent_systems=[SilentSystemRow.of(one) for one in early.silent],
+        expiring=early.expiring,
+        disks=[DiskRow.of(disk) for disk in early.disks],
+        system_names=early.names,
+        warnings=early.sentences(),
         uploaded_last_hour=uploaded,
         done_in_seconds=timesteps[TimestepState.INGESTED] / uploaded * RATE_OVER.total_seconds() if uploaded else None,
     )

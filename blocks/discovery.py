@@ -41,13 +41,13 @@ def _say_once(sentence: str) -> None:
 
 def is_event_file(name: str) -> bool:
     """Whether an event file may have this name; a hidden one is still being written."""
-    return name[-5:].lower() == ".json" and not name.startswith(".") and _is_text(name)
+    # Of 100,000 names, most are ASCII, which is soon told.
+    return name[-5:].lower() == ".json" and name[0] != "." and (name.isascii() or _is_text(name))
 
 
 def _is_text(name: str) -> bool:
     try:
-        # Of 100,000 names, most are ASCII, which is soon told.
-        _ = name.isascii() or name.encode()
+        name.encode()
     except UnicodeEncodeError:
         _say_once(f"{os.fsencode(name)!r} is left out, because its name is not UTF-8; rename it")
         return False

@@ -1,18 +1,20 @@
-"""What will go wrong if nobody does anything: systems that fell silent, and disks that fill.
+"""What will go wrong if nobody does anything: systems that fell silent, disks that fill, objects that expire.
 
-Each is computed from the database, and a look at the disk. Only reads.
+Computed from the database, and from what others have seen. Only reads.
 """
 
-import math
-import shutil
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 
+from sqlalchemy import and_, or_
 from sqlmodel import Session, col, func, select
 
+from blocks.disk_outlook import DiskOutlook, disk_outlooks
+from blocks.expiry import ExpiryRule
+from blocks.system_seen import SystemSeen
 from blocks.tables import Timestep, TimestepTally
 
 # A cadence is told from so many timesteps, and not from fewer than the second number.
@@ -21,8 +23,9 @@ _FEWEST = 6
 # A system is silent after so many of its own intervals, and not sooner than after some minutes.
 _INTERVALS = 3.0
 _SOONEST = timedelta(minutes=10)
-# Rates are those of the last day.
-_WINDOW = timedelta(hours=24)
+# So long before the bucket deletes an object, somebody has to be told; and so many are counted.
+_EXPIRES_WITHIN = timedelta(days=3)
+_COUNTED = 10_001
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,49 @@ class SilentSystem:
 
 
 @dataclass(frozen=True)
-class DiskOutlook:
-    """How long a disk lasts. Bytes, and bytes per hour."""
+class EarlyWarnings:
+    """All that will go wrong."""
 
-    free: int
-    total: int
-    rate_in: float
-    rate_out: float
+    silent: list[SilentSystem]
+    disks: list[DiskOutlook]
+    """Each disk, also those that last."""
+    expiring: int
+    """Objects that are not on tape and will be deleted by the bucket's own rules soon."""
+    names: dict[str, str]
+    """What people call each system."""
+
+    @classmethod
+    def of(
+        cls, session: Session, systems: Sequence[SystemSeen], rules: Sequence[ExpiryRule], now: datetime
+    ) -> "EarlyWarnings":
+        """What will go wrong, as far as it can be told now.
+
+        Args:
+            systems: what was seen of them.
+            rules: by which the bucket deletes objects.
+        """
+        return cls(
+            silent=silent_systems(session, now),
+            disks=disk_outlooks(session, systems, now),
+            expiring=expiring_objects(session, rules, now),
+            names={seen.name: seen.display_name for seen in systems},
+        )
 
     @property
-    def hours_left(self) -> float:
-        """Until it is full; infinite where more leaves than comes."""
-        growth = self.rate_in - self.rate_out
-        return self.free / growth if growth > 0 else math.inf
+    def filling(self) -> list[DiskOutlook]:
+        """The disks that need a hand."""
+        return [disk for disk in self.disks if disk.is_filling]
+
+    def sentences(self) -> list[str]:
+        """Each warning, for a person."""
+        silent = [
+            f"{self.names.get(one.system, one.system)} is silent since {one.last:%Y-%m-%d %H:%M} UTC; as a rule, it "
+            f"takes images every {one.cadence / timedelta(minutes=1):.0f} minutes"
+            for one in self.silent
+        ]
+        count = f"{self.expiring:,}" if self.expiring < _COUNTED else f"more than {_COUNTED - 1:,}"
+        expiring = [f"objects not on tape that the bucket's lifecycle rules delete within 3 days: {count}"]
+        return [*silent, *(disk.sentence() for disk in self.filling), *(expiring if self.expiring else [])]
 
 
 def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
@@ -69,41 +102,18 @@ def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
     return silent
 
 
-def source_outlook(session: Session, directory: Path, systems: list[str], now: datetime) -> DiskOutlook:
-    """How long the disk lasts that holds the directories of these systems.
-
-    Args:
-        directory: on that disk.
-
-    Raises:
-        OSError: when it can't be asked.
-    """
-    return _outlook(session, directory, systems, now, ("ingested_at", "source_purged_at"))
-
-
-def staging_outlook(session: Session, directory: Path, systems: list[str], now: datetime) -> DiskOutlook:
-    """How long the staging disk lasts, where these systems are staged.
-
-    Raises:
-        OSError: when it can't be asked.
-    """
-    return _outlook(session, directory, systems, now, ("ingested_at", "staging_purged_at"))
-
-
-def _outlook(
-    session: Session, directory: Path, systems: list[str], now: datetime, moments: tuple[str, str]
-) -> DiskOutlook:
-    disk = shutil.disk_usage(directory)
-    rates = []
-    for moment in moments:
-        column = col(getattr(Timestep, moment))
-        among = (col(Timestep.system).in_(systems), column > now - _WINDOW, column <= now)
-        # What is not uploaded yet has as many bytes per image as what is.
-        known = select(func.sum(Timestep.size), func.sum(Timestep.image_count)).where(
-            *among, col(Timestep.size).is_not(None)
+def expiring_objects(session: Session, rules: Sequence[ExpiryRule], now: datetime) -> int:
+    """How many objects are not on tape and will be deleted soon; 10,001 means more."""
+    if not rules:
+        return 0
+    doomed = [
+        and_(
+            col(Timestep.key).startswith(rule.prefix, autoescape=True),
+            col(Timestep.uploaded_at) < now - timedelta(days=rule.days) + _EXPIRES_WITHIN,
         )
-        size, images = session.exec(known).one()
-        all_images = session.exec(select(func.sum(Timestep.image_count)).where(*among)).one() or 0
-        total = float(size or 0) * (all_images / images) if images else 0.0
-        rates.append(total / (_WINDOW / timedelta(hours=1)))
-    return DiskOutlook(disk.free, disk.total, *rates)
+        for rule in rules
+    ]
+    rows = select(Timestep.id).where(
+        col(Timestep.uploaded_at).is_not(None), col(Timestep.archived_at).is_(None), or_(*doomed)
+    )
+    return session.exec(select(func.count()).select_from(rows.limit(_COUNTED).subquery())).one()

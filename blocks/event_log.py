@@ -23,6 +23,7 @@ from blocks.errors import ArchiverError
 from blocks.event_register import EventFileRegister
 from blocks.messages import LogEvent
 from blocks.settings import Settings
+from blocks.system_seen import SystemsSeen
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,11 @@ class EventLog(Block):
     def register(self) -> EventFileRegister:
         """What is known of the event files, over the same connection."""
         return EventFileRegister(self.redis, self.stream)
+
+    @property
+    def systems(self) -> SystemsSeen:
+        """What was seen of each system last, over the same connection."""
+        return SystemsSeen(self.redis, self.stream)
 
     def close(self) -> None:
         """Give the connection back."""

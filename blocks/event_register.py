@@ -1,5 +1,6 @@
 """What is known of event files: who announced which timestep, and which files were dealt with, and how."""
 
+from collections.abc import Iterator
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -59,9 +60,17 @@ class EventFileRegister:
         asked = cast(list[str], self._redis.spop(self._requests(system), 1000))
         return set(asked)
 
+    def conclusions(self, system: str) -> Iterator[tuple[str, str]]:
+        """The event files of a system, and under which fingerprints they were last dealt with.
+
+        Piece by piece: there may be 100,000. One that is dealt with meanwhile may be among them or not.
+        """
+        pieces = self._redis.hscan_iter(self._conclusions(system), count=1000)
+        yield from cast(Iterator[tuple[str, str]], pieces)
+
     def concluded(self, system: str) -> dict[str, str]:
-        """The fingerprints under which the event files of a system were last dealt with."""
-        return cast(dict[str, str], self._redis.hgetall(self._conclusions(system)))
+        """All of these at once."""
+        return dict(self.conclusions(system))
 
     def count_concluded(self, system: str) -> int:
         """How many event files of a system were dealt with."""

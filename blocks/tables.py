@@ -134,6 +134,7 @@ class TimestepEvent(SQLModel, table=True):
         Index("event_of_timestep", "timestep_id", "time", "id", postgresql_where=text("timestep_id is not null")),
         Index("event_of_file", "system", "event_file", postgresql_where=text("event_file is not null")),
         Index("event_of_key", "key", postgresql_where=text("key is not null")),
+        Index("event_by_type", "type", "time"),
     )
 
     id: UUID = Field(primary_key=True, description="The CloudEvent's id.")

@@ -12,12 +12,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from blocks.database import create_engine
-from blocks.early_warnings import source_outlook, staging_outlook
+from blocks.disk_outlook import disk_outlooks
 from blocks.event_log import EventLog
 from blocks.findings import Finding
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
+from blocks.system_seen import SystemSeen
 from flows.audit_bucket import audit_bucket, audit_leftovers, audit_timesteps
 from flows.audit_disk import audit_disk
 from flows.purge import configured_systems
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 # What happened so lately may still be on its way, and an upload that was begun so long ago is not.
 GRACE = timedelta(hours=1)
 LEFT_OVER = timedelta(hours=24)
-# A disk that is full sooner than this needs somebody's eye.
-FULL_WITHIN = timedelta(hours=72)
 
 
 def find(
@@ -60,19 +59,15 @@ def find(
 
 
 def audit_disks(systems: list[ImagingSystem], settings: Settings, engine: Engine) -> Iterator[Finding]:
-    """Disks that will be full soon, at the rates of the last day."""
-    now = datetime.now(UTC)
+    """Disks that will be full soon, or before the uploads catch up."""
+    seen = [SystemSeen.of(system, settings) for system in _there(systems)]
     with Session(engine) as session:
-        outlooks = [(one.directory, source_outlook(session, one.directory, [one.name], now)) for one in _there(systems)]
-        staged = [system.name for system in systems if system.staging != "never"]
-        if staged and settings.staging_dir and settings.staging_dir.is_dir():
-            outlooks.append((settings.staging_dir, staging_outlook(session, settings.staging_dir, staged, now)))
-    for directory, disk in outlooks:
-        if disk.hours_left < FULL_WITHIN / timedelta(hours=1):
+        outlooks = disk_outlooks(session, seen, datetime.now(UTC))
+    for disk in outlooks:
+        if disk.is_filling:
             yield Finding(
                 "disk that will be full",
-                f"{directory}: {disk.free} of {disk.total} bytes are free, full in {disk.hours_left:.0f} hours at "
-                f"{disk.rate_in:.0f} bytes per hour in, {disk.rate_out:.0f} out",
+                disk.sentence(),
                 "see what keeps files from being deleted, or make room",
             )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -12,15 +13,18 @@ from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
 from blocks.database import create_engine
+from blocks.early_warnings import EarlyWarnings
 from blocks.errors import ArchiverError
+from blocks.event_log import EventLog
+from blocks.expiry import ExpiryRule, ExpiryRules
+from blocks.object_store import ObjectStore
 from blocks.settings import get_settings
+from blocks.system_seen import SystemSeen
 from blocks.tables import RejectedEventFile, Timestep, TimestepState
 
 PERIOD = timedelta(days=1)
 # Not on tape for longer than this is at risk.
 AT_RISK = timedelta(hours=48)
-# A system that took images within this time, but none in the period, is silent.
-ACTIVE = timedelta(days=7)
 SHOWN = 5  # failures, rejected files
 
 TITLE = "Timesteps of the day"
@@ -60,20 +64,29 @@ async def notify(name: str, text: str) -> None:
 
 
 def _report(now: datetime) -> str:
-    engine = create_engine(get_settings())
+    settings = get_settings()
+    with closing(EventLog.from_settings(settings)) as log:
+        systems = log.systems.all()
+    rules = ExpiryRules(ObjectStore.from_settings(settings)).read()
+    engine = create_engine(settings)
     try:
-        return report(engine, now)
+        return report(engine, now, systems, rules)
     finally:
         engine.dispose()
 
 
-def report(engine: Engine, now: datetime) -> str:
-    """What happened in the day before `now`, and what somebody should look after, as lines of text."""
+def report(engine: Engine, now: datetime, systems: Sequence[SystemSeen] = (), rules: Sequence[ExpiryRule] = ()) -> str:
+    """What happened in the day before `now`, and what somebody should look after, as lines of text.
+
+    Args:
+        systems: what was seen of them last.
+        rules: by which the bucket deletes objects.
+    """
     with Session(engine) as session:
-        return "\n".join(_lines(session, now))
+        return "\n".join(_lines(session, now, EarlyWarnings.of(session, systems, rules, now)))
 
 
-def _lines(session: Session, now: datetime) -> Iterator[str]:
+def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[str]:
     start = now - PERIOD
     yield f"from {start:%Y-%m-%d %H:%M} to {now:%Y-%m-%d %H:%M} UTC"
     systems = session.exec(
@@ -82,7 +95,7 @@ def _lines(session: Session, now: datetime) -> Iterator[str]:
         .group_by(col(Timestep.system))
         .order_by(col(Timestep.system))
     ).all()
-    each = ", ".join(f"{system} {count}" for system, count in systems)
+    each = ", ".join(f"{early.names.get(system, system)} {count}" for system, count in systems)
     yield f"taken in: {sum(count for _, count in systems)}" + (f" ({each})" if each else "")
     uploaded, size = session.exec(
         select(func.count(), func.coalesce(func.sum(Timestep.size), 0)).where(
@@ -97,7 +110,7 @@ def _lines(session: Session, now: datetime) -> Iterator[str]:
     yield from _listed(
         "failed, and not uploaded since",
         [
-            f"{system} {experiment}, position {position}: {reason}"
+            f"{early.names.get(system, system)} {experiment}, position {position}: {reason}"
             for system, experiment, position, reason in session.exec(
                 select(Timestep.system, Timestep.experiment_id, Timestep.position, Timestep.failed_reason)
                 .where(Timestep.state == TimestepState.FAILED)
@@ -114,20 +127,13 @@ def _lines(session: Session, now: datetime) -> Iterator[str]:
     ).one()
     waiting = f", the oldest since {oldest:%Y-%m-%d}" if oldest else ""
     yield f"not on tape {AT_RISK / timedelta(hours=1):.0f} hours after the upload: {at_risk}{waiting}"
-    last = func.max(Timestep.ingested_at)
-    silent = session.exec(
-        select(Timestep.system, last)
-        .where(col(Timestep.ingested_at) >= now - ACTIVE, col(Timestep.ingested_at) < now)
-        .group_by(col(Timestep.system))
-        .having(last < start)
-        .order_by(col(Timestep.system))
-    ).all()
-    yield from _listed("silent systems", [f"{system}, since {at:%Y-%m-%d %H:%M}" for system, at in silent])
+    warnings = early.sentences()
+    yield from _listed("early warnings", warnings, shown=len(warnings))
 
 
-def _listed(what: str, sentences: Sequence[str]) -> Iterator[str]:
+def _listed(what: str, sentences: Sequence[str], shown: int = SHOWN) -> Iterator[str]:
     yield f"{what}: {len(sentences)}"
-    for sentence in sentences[:SHOWN]:
+    for sentence in sentences[:shown]:
         yield f"- {sentence}"
-    if len(sentences) > SHOWN:
-        yield f"- and {len(sentences) - SHOWN} more"
+    if len(sentences) > shown:
+        yield f"- and {len(sentences) - shown} more"

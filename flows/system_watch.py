@@ -3,26 +3,23 @@
 import asyncio
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from prefect.client.schemas.objects import StateType
 from pydantic import ValidationError
 from redis.exceptions import RedisError
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
 
-from blocks.discovery import is_event_file
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
+from blocks.settings import get_settings
+from blocks.system_seen import SystemSeen
+from flows.hints import Hints
 from flows.ingest import clear, reject
+from flows.pending import Pending, PendingFile
 from flows.runs import Runs
 from flows.verdicts import Verdicts
 
@@ -35,37 +32,9 @@ POLL_SECONDS = 5.0
 RELOAD_SECONDS = 3600.0
 # How often a file is looked at that has a run under way.
 LOOK_AGAIN_SECONDS = 15.0
-# Of a backlog, so many files get a run at the same time, so that a new one need not wait for all of them. A run
-# that takes longer than this (seconds) waits for its images, and does not count.
-BACKLOG_RUNS = 50
-BACKLOG_RUN_SECONDS = 30.0
 
 # Gives the system of a name below a root, as it is configured now.
 Configured = Callable[[str, Path], Awaitable[ImagingSystem]]
-
-
-@dataclass
-class _Pending:
-    """An event file that is not dealt with: since when it looks as it does, when it got a run, and was last seen to."""
-
-    fingerprint: Fingerprint
-    since: float
-    began: float | None = None
-    driven: float = float("-inf")
-
-
-class _Hints(FileSystemEventHandler):
-    """Tells which event files something happened to; an atomic rename comes as a move."""
-
-    def __init__(self, take: Callable[[set[str]], None], loop: asyncio.AbstractEventLoop) -> None:
-        self._take = take
-        self._loop = loop
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in ("created", "modified", "moved"):
-            names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
-            if event_files := {f"events/{name}" for name in names if is_event_file(name)}:
-                self._loop.call_soon_threadsafe(self._take, event_files)
 
 
 class SystemWatch:
@@ -81,15 +50,14 @@ class SystemWatch:
         self._runs = runs
         self._configured = configured
         self._system = ImagingSystem(name=name, root=root)
-        self._verdicts = Verdicts({})
+        self._verdicts = Verdicts()
         self._learned_at = float("-inf")
-        self._pending: dict[str, _Pending] = {}
+        self._pending = Pending()
         self._hinted: set[str] = set()
         self._due: dict[str, float] = {}
         self._rescan_at = 0.0
         self._wake = asyncio.Event()
-        self._observer: BaseObserver | None = None
-        self._observed: tuple[str, int, int] | None = None
+        self._hints = Hints(self._take_hint)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -106,7 +74,7 @@ class SystemWatch:
                     self._rescan_at = time.monotonic() + min(2.0, RESCAN_SECONDS)
                 await self._wait()
         finally:
-            self._stop()
+            self._hints.stop()
 
     # --- finding
 
@@ -115,32 +83,14 @@ class SystemWatch:
             self._system = await self._configured(self._name, self._root)
         except ValidationError as error:
             logger.error("The block of %s is wrong, so it stays as it was: %s", self._name, error)  # noqa: TRY400 -- a sentence for its operator
-        await asyncio.to_thread(self._observe, asyncio.get_running_loop())
+        await asyncio.to_thread(self._see, asyncio.get_running_loop())
 
-    def _observe(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that an observer watches the directory that is there now, if that can be watched."""
-        events = self._system.directory / "events"
+    def _see(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._hints.renew(self._system, loop)
         try:
-            status = events.stat()
-            place = (self._system.observation, status.st_dev, status.st_ino)
-            # It ends with its directory. One on a share that is not mounted any more goes on, and sees nothing.
-            is_alive = self._observer is not None and any(emitter.is_alive() for emitter in self._observer.emitters)
-            if place == self._observed and (is_alive or place[0] == "polling"):
-                return
-            self._stop()
-            if place[0] == "native":
-                self._observer = Observer()
-                self._observer.schedule(_Hints(self._take_hint, loop), str(events))
-                self._observer.start()
-            self._observed = place
+            self._log.systems.tell(SystemSeen.of(self._system, get_settings()))
         except OSError as error:
-            logger.warning("%s can't be watched, only rescanned: %s", self._system.directory, error)
-            self._stop()  # it holds descriptors already
-
-    def _stop(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-        self._observer = self._observed = None
+            logger.warning("The disks of %s can't be asked how full they are: %s", self._name, error)
 
     def _take_hint(self, event_files: set[str]) -> None:
         self._hinted |= event_files
@@ -155,7 +105,7 @@ class SystemWatch:
         is_recent = time.monotonic() - self._learned_at < RELOAD_SECONDS
         if is_recent and await asyncio.to_thread(register.count_concluded, self._name) >= len(self._verdicts):
             return
-        self._verdicts = Verdicts(await asyncio.to_thread(register.concluded, self._name))
+        self._verdicts = await asyncio.to_thread(lambda: Verdicts(register.conclusions(self._name)))
         self._learned_at = time.monotonic()
         logger.info("Watching %s, %d event files known", self._name, len(self._verdicts))
 
@@ -166,7 +116,7 @@ class SystemWatch:
         for event_file in gone:
             self._verdicts.forget(event_file)
         self._due = {event_file: self._due.get(event_file, now) for event_file in found}
-        self._pending = {name: pending for name, pending in self._pending.items() if name in self._due}
+        self._pending.keep(self._due)
         pause = min(RESCAN_SECONDS, POLL_SECONDS) if self._system.observation == "polling" else RESCAN_SECONDS
         self._rescan_at = now + pause
 
@@ -177,10 +127,12 @@ class SystemWatch:
         for event_file in self._log.register.take_requests(self._name):
             self._verdicts.forget(event_file)
         found = []
-        for name, status in self._system.event_files():
-            rejected.pop(name, None)
+        system, stands = self._system, self._verdicts.stands
+        for name, status in system.event_files():
+            if rejected:
+                rejected.pop(name, None)
             try:
-                if not self._verdicts.stands(name, status, self._system):
+                if not stands(name, status, system):
                     found.append(name)
             except FileNotFoundError:
                 continue
@@ -200,7 +152,7 @@ class SystemWatch:
     async def _wait(self) -> None:
         """Until there is something to do: a hint, a file that is due, or the next rescan."""
         at = min([self._rescan_at, *self._due.values()])
-        pause = 0.5 if self._due and self._room() <= 0 else 0.0
+        pause = 0.5 if self._due and self._pending.room() <= 0 else 0.0
         try:
             await asyncio.wait_for(self._wake.wait(), timeout=max(pause, at - time.monotonic(), 0.01))
         except TimeoutError:
@@ -213,18 +165,11 @@ class SystemWatch:
         """What was hinted at, and then a piece of the backlog."""
         hinted, self._hinted = sorted(self._hinted), set()
         await self._consider_all(hinted)
-        if self._room() <= 0:
-            await self._consider_all(self._under_way())
+        if self._pending.room() <= 0:
+            await self._consider_all(self._pending.under_way())
         now = time.monotonic()
         due = [event_file for event_file, at in self._due.items() if at <= now]
-        await self._consider_all(due[: max(0, self._room())])
-
-    def _under_way(self) -> list[str]:
-        oldest = time.monotonic() - BACKLOG_RUN_SECONDS
-        return [event_file for event_file, pending in self._pending.items() if (pending.began or oldest) > oldest]
-
-    def _room(self) -> int:
-        return BACKLOG_RUNS - len(self._under_way())
+        await self._consider_all(due[: max(0, self._pending.room())])
 
     async def _consider_all(self, event_files: Iterable[str]) -> None:
         for event_file in event_files:
@@ -246,12 +191,10 @@ class SystemWatch:
             if conclusion:
                 self._verdicts.learn(event_file, conclusion)
             if await asyncio.to_thread(self._verdicts.stands, event_file, status, self._system):
-                self._pending.pop(event_file, None)
+                self._pending.forget(event_file)
                 return None
             state = await asyncio.to_thread(self._system.fingerprint, event_file)
-            pending = self._pending.get(event_file)
-            if pending is None or pending.fingerprint != state:
-                pending = self._pending[event_file] = _Pending(state, since=now)
+            pending = self._pending.seen(event_file, state)
             if now - pending.driven < LOOK_AGAIN_SECONDS:
                 return None
             event: ImagingEvent | None
@@ -264,7 +207,7 @@ class SystemWatch:
                     return unsettled
                 event = None
         except FileNotFoundError:
-            self._pending.pop(event_file, None)
+            self._pending.forget(event_file)
             return None
         except OSError as error:
             # Its mount fails, or a part of it. The other files go on.
@@ -273,7 +216,7 @@ class SystemWatch:
         await self._drive(event_file, event, pending, conclusion or "")
         return None
 
-    async def _drive(self, event_file: str, event: ImagingEvent | None, pending: _Pending, before: str) -> None:
+    async def _drive(self, event_file: str, event: ImagingEvent | None, pending: PendingFile, before: str) -> None:
         register = self._log.register
         asked = await asyncio.to_thread(register.asked, self._name, event_file)
         looks = f"{self._name}/{event_file} {pending.fingerprint.file} {before}{f' {asked}' if asked else ''}"
@@ -292,6 +235,4 @@ class SystemWatch:
         if driven and driven.state_type == StateType.CANCELLED and not await asyncio.to_thread(is_done):
             reason = "its flow run was cancelled in Prefect; press Retry on that run, or touch the file"
             await asyncio.to_thread(reject, self._system, event_file, event, reason, pending.fingerprint, self._log)
-        pending.driven = time.monotonic()
-        # A run that is only looked at again has not begun again.
-        pending.began = pending.began or pending.driven
+        pending.was_driven()

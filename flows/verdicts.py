@@ -1,6 +1,7 @@
 """How the event files of one system were dealt with, at hand for every rescan."""
 
 import os
+from collections.abc import Iterable
 
 from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
@@ -9,10 +10,11 @@ from blocks.imaging_system import ImagingSystem
 class Verdicts:
     """How the event files of a system were dealt with. There may be 100,000, so what is taken in is kept small."""
 
-    def __init__(self, conclusions: dict[str, str]) -> None:
+    def __init__(self, conclusions: Iterable[tuple[str, str]] = ()) -> None:
+        """`conclusions` are event files, and how the register says they were dealt with."""
         self._taken_in: dict[str, str] = {}
         self._rejected: dict[str, Fingerprint] = {}
-        for event_file, conclusion in conclusions.items():
+        for event_file, conclusion in conclusions:
             self.learn(event_file, conclusion)
 
     def __len__(self) -> int:

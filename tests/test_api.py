@@ -12,10 +12,10 @@ from sqlmodel import Session, col, update
 
 from api.app import create_app
 from api.deps import Services
-from api.expiry import ExpiryRule, ExpiryRules
 from api.routes.experiments import cadence_of, gaps_in
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
+from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.tables import Timestep

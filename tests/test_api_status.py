@@ -15,6 +15,7 @@ from blocks.event_log import EventLog
 from blocks.messages import LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from blocks.system_seen import Disk, SystemSeen
 from blocks.tables import Timestep
 from tests.events import announced, archived, failed, ingested, rejected, uploaded
 from tests.gateway import problem, record
@@ -101,6 +102,46 @@ def test_a_system_that_fell_silent_is_told(client: TestClient, engine: Engine, e
     assert (silent["system"], silent["cadence_seconds"]) == ("prince", pytest.approx(3600, abs=1))
     figures = read_metrics(client)
     assert figures["archiver_system_last_timestep_seconds prince"] == pytest.approx(hours[0].timestamp.timestamp())
+
+
+def test_a_disk_that_fills_is_told_with_its_figures(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event = announced()
+    record(engine, event_log, ingested(event), uploaded(event, size=24_000))
+    disk = Disk(device="host:1", directory="/data/prince", free=10_000, total=100_000)
+    seen = SystemSeen(name="prince", display_name="Prince <12>", at=datetime.now(UTC), source=disk, staging=None)
+    event_log.systems.tell(seen)
+    state = client.get("/api/1/status").json()["state"]
+    (told,) = state["disks"]
+    assert told["hours_left"] == pytest.approx(10)
+    assert told["is_filling"]
+    (warning,) = state["warnings"]
+    assert warning.startswith("/data/prince will be full in 10 hours")
+    assert client.get("/api/1/at-risk").json()["warnings"] == [warning]
+    figures = read_metrics(client)
+    assert figures["archiver_filling_disks"] == 1
+    assert figures["archiver_disk_free_bytes /data/prince"] == 10_000
+    assert figures["archiver_disk_hours_left /data/prince"] == pytest.approx(10)
+    page = client.get("/").text
+    assert warning in page
+    assert "<td>Prince &lt;12&gt;</td>" in page
+    assert "Prince &lt;12&gt;" in client.get(f"/timesteps/{event.timestep_id}").text
+
+
+def test_objects_that_expire_without_a_tape_copy_are_told(
+    settings: Settings, engine: Engine, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    event = announced()
+    record(engine, event_log, uploaded(event))
+    object_store.client.put_bucket_lifecycle_configuration(
+        Bucket=object_store.bucket_name,
+        LifecycleConfiguration={
+            "Rules": [{"ID": "all", "Status": "Enabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": 2}}]
+        },
+    )
+    with TestClient(create_app(settings)) as client:
+        assert read_metrics(client)["archiver_expiring_objects"] == 1
+        (warning,) = client.get("/api/1/status").json()["state"]["warnings"]
+    assert warning.endswith("lifecycle rules delete within 3 days: 1")
 
 
 def test_nothing_happened_yet(client: TestClient) -> None:

@@ -11,13 +11,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
+from blocks import disk_outlook
 from blocks.event_log import EventLog
 from blocks.findings import Finding
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Ingested, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
-from flows import audit
 from flows.audit import find, report
 from flows.record import record_waiting
 from flows.upload import upload
@@ -194,7 +194,7 @@ def test_a_disk_that_is_away_hides_nothing_else(lab: Lab) -> None:
 
 def test_a_disk_that_will_be_full_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.upload(lab.take_in("1.json"))
-    monkeypatch.setattr(audit, "FULL_WITHIN", timedelta(days=365_000_000))
+    monkeypatch.setattr(disk_outlook, "_SOON", timedelta(days=365_000_000))
     (finding,) = lab.found()
     assert finding.kind == "disk that will be full"
-    assert "bytes per hour in, 0 out" in finding.subject
+    assert "0.0 GB come and 0.0 GB leave per hour" in finding.subject

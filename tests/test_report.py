@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from blocks.object_store import ObjectStore
+from blocks.system_seen import Disk, SystemSeen
 from flows.apply import apply_events
 from flows.report import TITLE, NoNotificationBlock, notify, report
 from flows.upload import OBJECT_STORE
@@ -53,8 +54,21 @@ def test_the_report_says_what_happened_and_what_to_look_after(engine: Engine) ->
         *(f"- bad {number}" for number in range(5)),
         "- and 2 more",
         "not on tape 48 hours after the upload: 1, the oldest since 2026-11-21",
-        "silent systems: 1",
-        "- aretha, since 2026-11-19 08:00",
+        "early warnings: 0",
+    ]
+
+
+def test_the_report_calls_systems_as_people_do_and_tells_what_will_go_wrong(engine: Engine) -> None:
+    hourly = [announced(timestamp=NOON - timedelta(hours=number)) for number in range(5, 12)]
+    with Session(engine) as session, session.begin():
+        apply_events(session, delivered(*(said(ingested(event), -5 * HOURS) for event in hourly)))
+    disk = Disk(device="host:1", directory="/data/prince", free=10**9, total=10**12)
+    seen = SystemSeen(name="prince", display_name="Prince, room 12", at=NOON, source=disk, staging=None)
+    lines = report(engine, NOON, [seen]).splitlines()
+    assert "taken in: 7 (Prince, room 12 7)" in lines
+    assert lines[-2:] == [
+        "early warnings: 1",
+        "- Prince, room 12 is silent since 2026-11-23 07:00 UTC; as a rule, it takes images every 60 minutes",
     ]
 
 

@@ -21,7 +21,7 @@ from blocks.fingerprint import Fingerprint
 from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
-from flows import system_watch
+from flows import pending, system_watch
 from flows.ingest import with_images
 from tests.images import tiff
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
@@ -392,14 +392,14 @@ def test_files_wait_while_a_service_is_away(
     prince = Microscope(root)
     prince.drop("1.json")
     ingest.failures = [httpx.ConnectError("Prefect is away"), RedisConnectionError("Redis is away")]
-    concluded, failures = EventFileRegister.concluded, [RedisConnectionError("Redis is away")]
+    conclusions, failures = EventFileRegister.conclusions, [RedisConnectionError("Redis is away")]
 
-    def away_at_first(register: EventFileRegister, system: str) -> dict[str, str]:
+    def away_at_first(register: EventFileRegister, system: str) -> Iterator[tuple[str, str]]:
         if failures:
             raise failures.pop()
-        return concluded(register, system)
+        return conclusions(register, system)
 
-    monkeypatch.setattr(EventFileRegister, "concluded", away_at_first)
+    monkeypatch.setattr(EventFileRegister, "conclusions", away_at_first)
 
     async def test() -> None:
         async with watching(root, event_log, ingest):
@@ -504,7 +504,7 @@ def test_a_share_that_is_unmounted_and_mounted_again(
 def test_a_new_file_need_not_wait_for_a_backlog(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(system_watch, "BACKLOG_RUNS", 5)
+    monkeypatch.setattr(pending, "BACKLOG_RUNS", 5)
     prince = Microscope(root)
     backlog = [f"{number:04}.json" for number in range(60)]
     for name in backlog:
@@ -528,8 +528,9 @@ def test_a_new_file_need_not_wait_for_a_backlog(
 def test_runs_that_wait_for_their_images_for_long_hold_up_no_backlog(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("BACKLOG_RUNS", 2), ("BACKLOG_RUN_SECONDS", 1.0), ("LOOK_AGAIN_SECONDS", 0.5)):
-        monkeypatch.setattr(system_watch, name, value)
+    monkeypatch.setattr(pending, "BACKLOG_RUNS", 2)
+    monkeypatch.setattr(pending, "BACKLOG_RUN_SECONDS", 1.0)
+    monkeypatch.setattr(system_watch, "LOOK_AGAIN_SECONDS", 0.5)
     prince = Microscope(root)
     for number in range(6):
         prince.drop(f"{number}.json")

@@ -75,6 +75,7 @@ def timestep(timestep_id: str, request: Request, services: ServicesDep) -> Respo
         request,
         "timestep.html",
         timestep=detail,
+        names=services.warnings.names(),
         images=images,
         has_token=services.settings.api_token is not None,
         prefect=services.prefect_ui_url,

@@ -10,10 +10,10 @@ from sqlalchemy import Row, Select
 from sqlmodel import col, select
 
 from api.deps import ServicesDep, SessionDep
-from api.expiry import days_left
 from api.filters import Name, TimestepFilter
 from api.paging import Instant, Order, Page, Paging, fetch_page
 from api.schemas import UploadedTimestep
+from blocks.expiry import days_left
 from blocks.tables import Timestep
 
 router = APIRouter(tags=["figures"])
@@ -45,8 +45,18 @@ class AtRisk(UploadedTimestep):
     )
 
 
+class AtRiskPage(Page[AtRisk]):
+    """One page of what is at risk, and what else will be if nobody does anything."""
+
+    warnings: list[str] = Field(
+        description="Systems that fell silent, disks that fill up, objects that expire: of the whole system, on every "
+        "page.",
+        examples=[["prince is silent since 2026-11-23 10:42 UTC; as a rule, it takes images every 60 minutes"]],
+    )
+
+
 @router.get("/at-risk", summary="Uploaded, but not on tape for too long")
-def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, services: ServicesDep) -> Page[AtRisk]:
+def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, services: ServicesDep) -> AtRiskPage:
     """Oldest upload first, with the days left before the bucket deletes the object."""
     now = datetime.now(UTC)
     rules = services.expiry_rules.read()
@@ -57,7 +67,9 @@ def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, service
 
     waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns())
     rows = TimestepFilter(system=query.system, experiment=query.experiment).narrow(waiting)
-    return fetch_page(session, rows, OLDEST_FIRST, query, "at-risk", show)
+    page = fetch_page(session, rows, OLDEST_FIRST, query, "at-risk", show)
+    warnings = services.warnings.read(session, now).sentences()
+    return AtRiskPage(count=page.count, data=page.data, next=page.next, warnings=warnings)
 
 
 def not_on_tape(uploaded_before: datetime, *columns: Any) -> Select[Any]:

@@ -1,5 +1,6 @@
 """How the whole system does, for people and for Prometheus."""
 
+import math
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
@@ -10,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from api.deps import ServicesDep
 from api.overview import GroupStatus, StateStatus, Status, read_status
+from api.warnings import DiskRow
 
 router = APIRouter(tags=["operating"])
 metrics_router = APIRouter(tags=["operating"])
@@ -79,6 +81,31 @@ def _of_state(state: StateStatus) -> Iterator[Metric]:
     for system in state.silent_systems:
         silent.add_metric([system.system], system.last.timestamp())
     yield silent
+    yield GaugeMetricFamily("archiver_silent_systems", "Systems that fell silent.", len(state.silent_systems))
+    yield GaugeMetricFamily(
+        "archiver_filling_disks",
+        "Disks that will be full soon, or before uploads catch up.",
+        sum(disk.is_filling for disk in state.disks),
+    )
+    yield GaugeMetricFamily(
+        "archiver_expiring_objects", "Objects not on tape that the bucket deletes within three days.", state.expiring
+    )
+    yield from _of_disks(state.disks)
+
+
+def _of_disks(disks: list[DiskRow]) -> Iterator[Metric]:
+    about = {
+        "free_bytes": "Bytes free on the disk.",
+        "bytes_in_per_hour": "Bytes that come in an hour, as of the last day.",
+        "bytes_out_per_hour": "Bytes that are deleted in an hour, as of the last day.",
+        "hours_left": "Until the disk is full; infinite where no more comes than goes.",
+    }
+    for name, text in about.items():
+        metric = GaugeMetricFamily(f"archiver_disk_{name}", text, labels=["directory"])
+        for disk in disks:
+            value = getattr(disk, name)
+            metric.add_metric([disk.directory], math.inf if value is None else value)
+        yield metric
 
 
 def _of_groups(groups: list[GroupStatus]) -> Iterator[Metric]:

@@ -62,6 +62,8 @@ def show_status(settings: Settings, as_json: bool, console: Console) -> int:
             console.print(f"[red]{name} can't be used:[/red] {escape(reason)}", highlight=False, soft_wrap=True)
         if status["state"]:
             console.print(_state_table(status["state"]))
+            for warning in status["state"]["warnings"]:
+                console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
         if status["groups"]:
             console.print(_group_table(status["groups"]))
             for group in status["groups"]:

@@ -1,0 +1,84 @@
+"""What the event-ingester sees of each system, for those that have not its disks: the API, and the daily report."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self, cast
+
+import redis
+from pydantic import BaseModel, ConfigDict, Field
+
+from blocks.imaging_system import ImagingSystem
+from blocks.settings import Settings
+
+
+class Disk(BaseModel):
+    """A mounted file system, at one moment. Sizes in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str = Field(description="The same for all directories on it: the host that sees it, and the device there.")
+    directory: str
+    free: int = Field(description="For those who are not root.")
+    total: int
+
+    @classmethod
+    def of(cls, directory: Path, host: str) -> Self:
+        """The disk that a directory lies on.
+
+        Raises:
+            OSError: when it can't be asked.
+        """
+        sizes = os.statvfs(directory)
+        return cls(
+            device=f"{host}:{directory.stat().st_dev}",
+            directory=str(directory),
+            free=sizes.f_bavail * sizes.f_frsize,
+            total=sizes.f_blocks * sizes.f_frsize,
+        )
+
+
+class SystemSeen(BaseModel):
+    """A system, and the disks it lives on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    display_name: str
+    at: datetime
+    source: Disk
+    staging: Disk | None = Field(description="Where its timesteps are copied to, if they are.")
+
+    @classmethod
+    def of(cls, system: ImagingSystem, settings: Settings) -> Self:
+        """What is seen of a system now.
+
+        Raises:
+            OSError: when its disks can't be asked.
+        """
+        staging = settings.staging_dir if system.staging != "never" else None
+        return cls(
+            name=system.name,
+            display_name=system.display_name or system.name,
+            at=datetime.now(UTC),
+            source=Disk.of(system.directory, settings.consumer),
+            # It is made when the first timestep is copied.
+            staging=Disk.of(staging, settings.consumer) if staging and staging.is_dir() else None,
+        )
+
+
+class SystemsSeen:
+    """What was seen of each system last. It lives beside the log, in the same Redis."""
+
+    def __init__(self, connection: redis.Redis, stream: str) -> None:
+        self._redis = connection
+        self._key = f"{stream}:systems"
+
+    def tell(self, seen: SystemSeen) -> None:
+        """Have everybody know."""
+        self._redis.hset(self._key, seen.name, seen.model_dump_json())
+
+    def all(self) -> list[SystemSeen]:
+        """The systems by their names, also those that nobody has seen for long."""
+        known = cast(dict[str, str], self._redis.hgetall(self._key))
+        return [SystemSeen.model_validate_json(known[name]) for name in sorted(known)]

@@ -1,0 +1,66 @@
+"""The hint that something happened to an event file, where the operating system tells."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+from blocks.discovery import is_event_file
+from blocks.imaging_system import ImagingSystem
+
+logger = logging.getLogger(__name__)
+
+
+class _Handler(FileSystemEventHandler):
+    """Tells which event files something happened to; an atomic rename comes as a move."""
+
+    def __init__(self, take: Callable[[set[str]], None], loop: asyncio.AbstractEventLoop) -> None:
+        self._take = take
+        self._loop = loop
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type in ("created", "modified", "moved"):
+            names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
+            if event_files := {f"events/{name}" for name in names if is_event_file(name)}:
+                self._loop.call_soon_threadsafe(self._take, event_files)
+
+
+class Hints:
+    """Tells where something happens to an event file of one system. Nothing is told where that has to be polled."""
+
+    def __init__(self, take: Callable[[set[str]], None]) -> None:
+        """`take` is called in the event loop, with paths below the system's directory."""
+        self._take = take
+        self._observer: BaseObserver | None = None
+        self._observed: tuple[str, int, int] | None = None
+
+    def renew(self, system: ImagingSystem, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that an observer watches the directory that is there now, if that can be watched."""
+        events = system.directory / "events"
+        try:
+            status = events.stat()
+            place = (system.observation, status.st_dev, status.st_ino)
+            # It ends with its directory. One on a share that is not mounted any more goes on, and sees nothing.
+            is_alive = self._observer is not None and any(emitter.is_alive() for emitter in self._observer.emitters)
+            if place == self._observed and (is_alive or place[0] == "polling"):
+                return
+            self.stop()
+            if place[0] == "native":
+                self._observer = Observer()
+                self._observer.schedule(_Handler(self._take, loop), str(events))
+                self._observer.start()
+            self._observed = place
+        except OSError as error:
+            logger.warning("%s can't be watched, only rescanned: %s", system.directory, error)
+            self.stop()  # it holds descriptors already
+
+    def stop(self) -> None:
+        """Tell nothing any more."""
+        if self._observer is not None:
+            self._observer.stop()
+        self._observer = self._observed = None
