@@ -10,7 +10,7 @@ from blocks.database import create_engine
 from blocks.event_log import EventLog
 from blocks.messages import DATA_TYPES, Ingested, LogEvent
 from blocks.settings import Settings
-from blocks.tables import Timestep, TimestepEvent, TimestepState
+from blocks.tables import RejectedEventFile, Timestep, TimestepEvent, TimestepState
 
 
 def backfill_failed(settings: Settings, system: str | None = None) -> Iterator[Ingested]:
@@ -48,5 +48,33 @@ def backfill_failed(settings: Settings, system: str | None = None) -> Iterator[I
                     LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data)
                 )
                 yield data
+    finally:
+        engine.dispose()
+
+
+def backfill_rejected(settings: Settings, system: str | None = None) -> Iterator[str]:
+    """Have each rejected event file read again, also where nothing of it changed on disk.
+
+    The event-ingester does so at its next rescan. A file that is as wrong as before stays rejected.
+
+    Args:
+        system: only event files of this imaging system.
+
+    Returns:
+        Each file's system and path, one after the other as it is asked for.
+
+    Raises:
+        MissingSetting: without database or Redis.
+    """
+    settings.require("database_url", "redis_url")
+    rejected = select(RejectedEventFile).order_by(col(RejectedEventFile.system), col(RejectedEventFile.event_file))
+    if system is not None:
+        rejected = rejected.where(col(RejectedEventFile.system) == system)
+    engine = create_engine(settings)
+    try:
+        with closing(EventLog.from_settings(settings)) as log, Session(engine) as session:
+            for row in session.exec(rejected):
+                log.register.ask_again(row.system, row.event_file)
+                yield f"{row.system}/{row.event_file}"
     finally:
         engine.dispose()

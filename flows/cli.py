@@ -133,19 +133,27 @@ def replay(
 
 @app.command()
 def backfill(
-    failed: Annotated[bool, typer.Option("--failed", help="Timesteps that were given up.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Timesteps that were given up: uploaded again.")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Event files that were rejected: read again.")] = False,
     system: Annotated[str | None, typer.Option(help="Only those of this imaging system.")] = None,
 ) -> None:
-    """Upload again what was given up, when what it failed for was mended."""
-    from flows.backfill import backfill_failed
+    """Take up again what was given up or rejected, when the cause was mended."""
+    from flows.backfill import backfill_failed, backfill_rejected
 
-    if not failed:
-        raise typer.BadParameter("say what to take up again: --failed")
-    said = 0
-    for timestep in backfill_failed(get_settings(), system):
-        typer.echo(f"{timestep.timestep_id} {timestep.title} is taken up again")
-        said += 1
-    typer.echo(f"{said} timesteps")
+    if not (failed or rejected):
+        raise typer.BadParameter("say what to take up again: --failed, --rejected, or both")
+    if failed:
+        timesteps = 0
+        for timestep in backfill_failed(get_settings(), system):
+            typer.echo(f"{timestep.timestep_id} {timestep.title} is taken up again")
+            timesteps += 1
+        typer.echo(f"{timesteps} timesteps")
+    if rejected:
+        files = 0
+        for event_file in backfill_rejected(get_settings(), system):
+            typer.echo(f"{event_file} is read again")
+            files += 1
+        typer.echo(f"{files} event files")
 
 
 def main() -> None:

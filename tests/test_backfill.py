@@ -1,4 +1,4 @@
-"""`archiver backfill --failed`, from the database through the stream."""
+"""`archiver backfill`, from the database through the stream."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from blocks.settings import Settings, get_settings
 from blocks.tables import Timestep, TimestepEvent, TimestepState
 from flows.cli import app
 from flows.record import record_waiting
-from tests.events import announced, failed, ingested, said, uploaded
+from tests.events import announced, failed, ingested, rejected, said, uploaded
 
 Backfill = Callable[..., Any]
 
@@ -65,3 +65,16 @@ def test_it_wants_to_know_what(backfill: Backfill) -> None:
     result = backfill()
     assert result.exit_code == 2
     assert "--failed" in result.output
+
+
+def test_rejected_event_files_are_asked_for_again(
+    backfill: Backfill, settings: Settings, engine: Engine, event_log: EventLog
+) -> None:
+    event_log.append(said(rejected("events/1.json")))
+    record_waiting(event_log, engine, "state-manager@test", 100)
+    result = backfill("--rejected", "--system", "aretha")
+    assert result.output.splitlines() == ["0 event files"]
+    assert event_log.register.take_requests("prince") == set()
+    result = backfill("--rejected")
+    assert result.output.splitlines() == ["prince/events/1.json is read again", "1 event files"]
+    assert event_log.register.take_requests("prince") == {"events/1.json"}

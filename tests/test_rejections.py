@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from sqlalchemy import Engine
@@ -12,7 +13,9 @@ from sqlmodel import Session, select
 from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.event_register import EventFileRegister
+from blocks.settings import Settings
 from blocks.tables import RejectedEventFile
+from flows.backfill import backfill_rejected
 from flows.ingest import ingest_timestep
 from flows.record import record_waiting
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
@@ -41,6 +44,33 @@ def test_a_rejected_file_that_turns_out_a_duplicate_is_listed_no_more(
 
     asyncio.run(test())
     assert [type for type, _ in said(event_log)] == ["ingested", "rejected", "cleared"]
+
+
+@pytest.mark.parametrize("watching_by", ["native", "polling"])
+def test_a_rejected_file_is_read_again_when_asked_for_though_nothing_changed_on_disk(
+    root: Path,
+    event_log: EventLog,
+    engine: Engine,
+    settings: Settings,
+    ingest: Ingest,
+    watching_by: Literal["native", "polling"],
+) -> None:
+    ingest.watching = watching_by
+    Microscope(root).drop("1.json", images=2)
+    Microscope(root, "aretha").drop("2.json", images=2)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(lambda: len(listed(event_log, engine)) == 2, "rejection")
+            ingest.strictness = "accept"
+            await asyncio.sleep(2.5)  # two rescans
+            assert len(listed(event_log, engine)) == 2
+            assert list(backfill_rejected(settings, "prince")) == ["prince/events/1.json"]
+            await until(taken_in(event_log, "1.json"), "taking it in")
+            await until(lambda: len(listed(event_log, engine)) == 1, "the end of its rejection")
+
+    asyncio.run(test())
+    assert ingest.runs == {"prince/events/1.json": 2, "aretha/events/2.json": 1}
 
 
 def test_a_rejected_file_that_is_removed_is_listed_no_more_until_it_comes_back(

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from blocks import remembered
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
-from blocks.messages import Failed, Ingested, LogEvent, Rejected, Uploaded
+from blocks.messages import Cleared, Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from flows import ingest, system_watch, upload
@@ -249,8 +249,9 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
 
 
 def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_says(
-    run_settings: Settings, event_log: EventLog, object_store: ObjectStore
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remembered, "SECONDS", 0.1)
     dropped = {name: drop(run_settings, name, images=3) for name in ("nina", "ella")}
     for name, event in dropped.items():
         ImagingSystem(image_deadline_seconds=1, strictness="strict" if name == "ella" else "accept").save(
@@ -264,12 +265,18 @@ def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_
         async with working(event_ingester, upload_worker, settings=run_settings):
             await until(lambda: said(event_log, Rejected) and said(event_log, Uploaded), "both verdicts")
             assert await final_states() == ["Completed", "Completed", "Failed"]
+            await ImagingSystem(image_deadline_seconds=1, strictness="accept").asave("ella", overwrite=True)
+            (failed,) = [run for run in await flow_runs() if run.state_name == "Failed"]
+            async with get_client() as client:
+                await client.set_flow_run_state(failed.id, AwaitingRetry(), force=True)  # the UI's Retry
+            await until(lambda: said(event_log, Cleared), "taking it in after all")
 
     asyncio.run(test())
     (rejected,) = said(event_log, Rejected)
-    assert rejected.timestep_id == dropped["ella"].timestep_id
+    (cleared,) = said(event_log, Cleared)
+    assert rejected.timestep_id == cleared.timestep_id == dropped["ella"].timestep_id
     warning = f"it announces 3 images, but 4 are in {dropped['nina'].img_dir}"
-    (taken_in,) = said(event_log, Ingested)
+    taken_in = said(event_log, Ingested)[0]
     assert taken_in.warnings == [warning, "Img/1.tif is empty"]
     metadata = unpacked(object_store, dropped["nina"].key)["./metadata.json"]
     assert json.loads(metadata)["archiver:warnings"] == taken_in.warnings
@@ -284,13 +291,14 @@ def test_what_is_set_in_a_systems_block_counts_from_then_on(
     async def test() -> None:
         async with working(event_ingester, settings=run_settings):
             await until(lambda: len(said(event_log, Ingested)) == 1, "taking the first in")
-            await ImagingSystem(priority=5).asave("miles", overwrite=True)
-            await asyncio.sleep(0.2)
+            await ImagingSystem(priority=5, display_name="Miles, room 12").asave("miles", overwrite=True)
+            await until(lambda: event_log.systems.all()[0].display_name != "miles", "taking the name up")
             drop(run_settings, "miles")
             await until(lambda: len(said(event_log, Ingested)) == 2, "taking the second in")
 
     asyncio.run(test())
     assert [timestep.priority for timestep in said(event_log, Ingested)] == [0, 5]
+    assert [(seen.name, seen.display_name) for seen in event_log.systems.all()] == [("miles", "Miles, room 12")]
 
 
 def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(

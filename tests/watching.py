@@ -35,12 +35,13 @@ class Ingest:
         self.cancelled: set[str] = set()
         self.failures: list[Exception] = []
         self.watching: Literal["native", "polling"] = "native"
+        self.strictness: Literal["strict", "accept"] = "strict"
         self.seconds = 0.0
         self.at_once = self.most_at_once = 0
         self._running: set[asyncio.Task[None]] = set()
 
     async def configured(self, name: str, root: Path) -> ImagingSystem:
-        return ImagingSystem(name=name, root=root, watching=self.watching)
+        return ImagingSystem(name=name, root=root, watching=self.watching, strictness=self.strictness)
 
     async def drive(self, work: str, name: str, parameters: dict[str, Any], **_rest: object) -> Driven:
         if self.failures:
@@ -67,7 +68,7 @@ class Ingest:
         self.at_once -= 1
 
     def _ingest(self, system: str, event_file: str) -> None:
-        source = ImagingSystem(name=system, root=self._root)
+        source = ImagingSystem(name=system, root=self._root, strictness=self.strictness)
         event: ImagingEvent | None = None
         seen = source.fingerprint(event_file)
         try:
