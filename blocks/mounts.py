@@ -6,8 +6,12 @@ from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
 
-# Changes that other machines make there are not seen by inotify.
-_NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+# Changes that other machines make there are not seen by inotify, nor those behind a FUSE file system (but for
+# `fuseblk`, which is on a disk of this machine).
+_NETWORK = {
+    *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"),
+    *("nfs", "nfs4", "ocfs2", "orangefs", "panfs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
+}
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 

@@ -34,7 +34,7 @@ class Ingest:
         self.cancels = 0
         self.cancelled: set[str] = set()
         self.failures: list[Exception] = []
-        self.watching: Literal["native", "polling"] = "native"
+        self.watching: Literal["auto", "native", "polling"] = "native"
         self.strictness: Literal["strict", "accept"] = "strict"
         self.seconds = 0.0
         self.at_once = self.most_at_once = 0
