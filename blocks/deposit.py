@@ -115,5 +115,6 @@ def _stored(found: ObjectHead, reader: BundleReader, checks: list[str], sent: in
         layout_digest=reader.bundle.layout_digest,
         images=reader.images,
         proof=Proof(verified_at=datetime.now(UTC), checks=checks),
+        modified_at=found.modified_at,
         sent=sent,
     )

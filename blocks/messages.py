@@ -78,6 +78,10 @@ class Uploaded(ProvenObject, EventData):
     event: ImagingEvent
     bucket: str
     started_at: datetime
+    source_state: str | None = Field(
+        None, description="Of the image directory as it was when it was read, or copied; null where that is not known."
+    )
+    copy_state: str | None = Field(None, description="Of the copy in staging, where that was read.")
     flow_run_id: UUID | None = None
 
     def said(self) -> tuple[object, ...]:
@@ -109,9 +113,10 @@ class Archived(EventData):
     date: date
     archive: str = Field(description="Path of the archive on tape.")
     key: str
+    etag: str | None = Field(None, description="Of the object, where its tags said so: another one may come later.")
 
     def said(self) -> tuple[object, ...]:
-        return (self.job_id, self.archive, self.key)
+        return (self.job_id, self.archive, self.key, *([self.etag] if self.etag else []))
 
 
 class _Purged(EventData):

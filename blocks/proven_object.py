@@ -34,3 +34,6 @@ class ProvenObject(BaseModel):
     layout_digest: str
     images: list[Image]
     proof: Proof
+    modified_at: datetime | None = Field(
+        None, description="When the store got it, by the store's clock; null where an older release said it."
+    )

@@ -7,6 +7,8 @@ no, and `ObjectStoreError` when patience ends.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -34,6 +36,8 @@ class ObjectHead:
     size: int
     etag: str
     metadata: dict[str, str]
+    modified_at: datetime
+    """When the store got it, by the store's clock, in whole seconds."""
 
 
 def put(
@@ -96,7 +100,8 @@ def _head(wire: S3Wire, key: str) -> ObjectHead:
             if name.lower().startswith(prefix)
         }
         answer.read()
-        return ObjectHead(key, int(answer.headers["content-length"]), etag, metadata)
+        modified_at = parsedate_to_datetime(answer.headers["last-modified"])
+        return ObjectHead(key, int(answer.headers["content-length"]), etag, metadata, modified_at)
 
 
 def read(wire: S3Wire, key: str, start: int, stop: int, if_match: str | None = None) -> Iterator[bytes]:

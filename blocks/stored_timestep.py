@@ -80,6 +80,7 @@ def read_stored(store: ObjectStore, key: str, modified_at: datetime, *, whole: b
         layout_digest=layout_digest,
         images=content.images,
         proof=Proof(verified_at=datetime.now(UTC), checks=content.checks),
+        modified_at=head.modified_at,
         started_at=modified_at,
     )
 

@@ -28,6 +28,7 @@ from blocks.messages import (
 )
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 from flows.history import keep_history
+from flows.replaced import replaced_objects
 from flows.timestep_row import TELLING, Said, timestep_row
 
 # The number of PostgreSQL's advisory lock under which one writer at a time derives; any will do.
@@ -78,13 +79,25 @@ def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID
 
 
 def _derive_archived(session: Session, keys: set[str]) -> None:
-    """Tell the timesteps with these objects when an archive first had them."""
+    """Tell the timesteps with these objects when an archive first had them, as they are now."""
     first = (
         select(func.min(ArchiveMember.archived_at)).where(col(ArchiveMember.key) == col(Timestep.key)).scalar_subquery()
     )
+    replaced = replaced_objects(session, keys)
+    _set_archived(session, first, among(Timestep.key, keys), ~among(Timestep.id, replaced))
+    for id, since in replaced.items():
+        # An archive keeps one member per key, whatever its bytes were. The history has every notice.
+        event = TimestepEvent
+        notices = select(func.min(event.time)).where(
+            event.type == Archived.type, col(event.key) == col(Timestep.key), event.time > since
+        )
+        _set_archived(session, notices.scalar_subquery(), col(Timestep.id) == id)
+
+
+def _set_archived(session: Session, first: Any, *which: Any) -> None:
     session.execute(
         update(Timestep)
-        .where(among(Timestep.key, keys), col(Timestep.archived_at).is_distinct_from(first))
+        .where(*which, col(Timestep.archived_at).is_distinct_from(first))
         .values(archived_at=first)
         .execution_options(synchronize_session=False)
     )

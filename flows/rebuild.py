@@ -101,7 +101,7 @@ def _tell(store: ObjectStore, read_whole: bool, found: tuple[str, datetime]) -> 
         return str(error)
     told: list[EventData] = [uploaded]
     if store.tags(key).get("archived") == "true":
-        told.append(announcement(key, uploaded.timestep_id))
+        told.append(announcement(key, uploaded.timestep_id, uploaded.etag))
     # Of the two ways to read an object, the one that proves more is to stand: the last word counts.
     at = modified_at + timedelta(microseconds=read_whole)
     return [LogEvent.of(data, STAGE).model_copy(update={"time": at}) for data in told]

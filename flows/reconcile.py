@@ -65,19 +65,19 @@ def reconcile(settings: Settings, log: EventLog) -> Reconciled:
             for page in _not_archived(engine, store.bucket_name):
                 asked += len(page)
                 tags = threads.map(lambda row: _tags(store, row[1]), page)
-                for (timestep_id, key), tagged in zip(page, tags, strict=True):
+                for (timestep_id, key, etag), tagged in zip(page, tags, strict=True):
                     if tagged is None:
                         gone += 1
                         logger.warning("Timestep %s is not on tape, and %s is not in the bucket", timestep_id, key)
                     elif tagged.get("archived") == "true":
                         archived += 1
-                        log.append(LogEvent.of(announcement(key, timestep_id), STAGE))
+                        log.append(LogEvent.of(announcement(key, timestep_id, etag), STAGE))
     finally:
         engine.dispose()
     return Reconciled(asked, archived, gone)
 
 
-def announcement(key: str, timestep_id: UUID | None) -> Archived:
+def announcement(key: str, timestep_id: UUID | None, etag: str | None) -> Archived:
     """What surf-archiver would have said of a tagged object, as far as it can be told: learned today."""
     archive = archive_of(key)
     return Archived(
@@ -86,14 +86,15 @@ def announcement(key: str, timestep_id: UUID | None) -> Archived:
         date=datetime.now(UTC).date(),
         archive=archive,
         key=key,
+        etag=etag,
     )
 
 
-def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str]]]:
-    """The objects in this bucket that are not known to be on tape, by pages of their timesteps and keys."""
+def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str, str | None]]]:
+    """The objects in this bucket that are not known to be on tape, by pages of their timesteps, keys and ETags."""
     after: tuple[datetime, UUID] | None = None
     while True:
-        rows = select(Timestep.uploaded_at, Timestep.id, Timestep.key).where(
+        rows = select(Timestep.uploaded_at, Timestep.id, Timestep.key, Timestep.etag).where(
             col(Timestep.uploaded_at).is_not(None), col(Timestep.archived_at).is_(None), Timestep.bucket == bucket
         )
         if after:
@@ -102,7 +103,7 @@ def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str]
             page = session.exec(rows.order_by(col(Timestep.uploaded_at), col(Timestep.id)).limit(PAGE)).all()
         if not page:
             return
-        yield [(id, key) for _, id, key in page if key]
+        yield [(id, key, etag) for _, id, key, etag in page if key]
         after = cast(tuple[datetime, UUID], page[-1][:2])
 
 

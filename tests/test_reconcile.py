@@ -89,3 +89,18 @@ def test_only_what_is_tagged_is_said_and_only_once(
 def test_the_archive_of_any_object_follows_from_its_key(kind: str) -> None:
     event = announced(event_type=kind)
     assert archive_of(event.key) == f"{event.event_type.prefix}/20261101_004/20261123.tar"
+
+
+def test_an_object_that_took_anothers_place_is_on_tape_when_it_was_tagged_itself(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine
+) -> None:
+    event = stored(object_store, position=1)
+    for content in ("one", "another"):
+        record(engine, event_log, uploaded(event, bucket=settings.bucket, sha256=None, etag=content))
+        assert states(engine) == {1: "uploaded"}
+        assert reconcile(settings, event_log) == Reconciled(asked=1, archived=0, gone=0)
+        object_store.put_tags(event.key, {"archived": "true"})
+        assert reconcile(settings, event_log) == Reconciled(asked=1, archived=1, gone=0)
+        record(engine, event_log)
+        assert states(engine) == {1: "archived"}
+        object_store.client.put_object(Bucket=settings.bucket, Key=event.key, Body=b"repaired")

@@ -358,3 +358,25 @@ def test_everything_is_found_in_the_settings(engine: Engine, event_log: EventLog
     event_log.append(LogEvent.of(ingested(announced()), "test"))
     assert record(settings, "state-manager-1", limit=500) == 1
     assert len(rows(engine)["Timestep"]) == 1
+
+
+def test_a_notice_of_an_archive_is_not_about_an_object_that_came_later(engine: Engine) -> None:
+    event = announced()
+    first, other = uploaded(event), uploaded(event, sha256="cd" * 32, etag="another")
+    late = uploaded(event, sha256="cd" * 32, etag="another", modified_at=NOON + timedelta(seconds=6))
+    told = [said(ingested(event)), said(first, 1), said(archived(event.key), 2)]
+    again = said(archived(event.key, job=2), 5)
+    for events, archived_at in (
+        (told, 2),
+        ([*told, said(uploaded(event, sha256=None), 3)], 2),  # the same, found in the bucket
+        ([*told, said(other, 3)], None),
+        ([*told, said(other, 3), again], 5),
+        ([*told, said(late, 3), again], None),  # the store's clock says that it came after the notice
+    ):
+        for order in (events, events[::-1]):
+            empty(engine)
+            for one in order:
+                with Session(engine) as session, session.begin():
+                    apply_events(session, delivered(one))
+            (row,) = rows(engine)["Timestep"]
+            assert row["archived_at"] == (None if archived_at is None else NOON + timedelta(seconds=archived_at))

@@ -3,7 +3,7 @@
 What was said is kept beside, and the database must agree with it, as plainly as the rules can be told.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 import flows.record
+from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, SourcePurged, StagingPurged, Uploaded
 from flows.apply import apply_events
@@ -29,9 +30,12 @@ SAYINGS: st.SearchStrategy[EventData] = st.sampled_from(EVENTS).flatmap(
         [
             ingested(event, event_file=f"events/{event.position}.json"),
             uploaded(event),
+            uploaded(event, sha256="cd" * 32, etag="another"),
+            uploaded(event, sha256=None),  # found in the bucket
             failed(event),
             failed(event, attempt=2),
             archived(event.key),
+            archived(event.key, job=2),
             purged(event, SourcePurged),
             purged(event, StagingPurged),
         ]
@@ -63,6 +67,13 @@ class Deliveries(RuleBasedStateMachine):
         known = self.first.get(event.id)
         if known is None or event.time < known.time:
             self.first[event.id] = event
+
+    @rule(event=st.sampled_from(EVENTS), seconds=SECONDS, back=st.booleans())
+    def replace(self, event: ImagingEvent, seconds: int, back: bool) -> None:
+        """An object is archived, and replaced by another; said in either order."""
+        told = [uploaded(event), archived(event.key), uploaded(event, sha256="cd" * 32, etag="another")]
+        for offset, data in list(enumerate(told))[:: -1 if back else 1]:
+            self.say(data, seconds + offset, False)
 
     @rule(consumer=CONSUMERS, limit=st.integers(1, 4))
     def deliver(self, consumer: str, limit: int) -> None:
@@ -110,6 +121,20 @@ class Deliveries(RuleBasedStateMachine):
     def _record(self, consumer: str, limit: int) -> None:
         record_waiting(self.log, self.engine, consumer, limit, linger_seconds=0.001)
 
+    def _on_tape(self, event: ImagingEvent) -> list[datetime]:
+        """When archives got the present object: where there was another before, only since it is this one."""
+        uploads = [
+            said
+            for said in self.first.values()
+            if isinstance(said.data, Uploaded) and said.data.timestep_id == event.timestep_id
+        ]
+        etags = {said.data.etag for said in uploads if isinstance(said.data, Uploaded)}
+        since = max(said.time for said in uploads)
+        notices = [
+            said.time for said in self.first.values() if isinstance(said.data, Archived) and said.data.key == event.key
+        ]
+        return [at for at in notices if len(etags) == 1 or at > since]
+
     def _expected(self) -> dict[UUID, dict[str, Any]]:
         expected = {}
         for event in EVENTS:
@@ -127,7 +152,7 @@ class Deliveries(RuleBasedStateMachine):
                 continue
             last = {kind: max(said, default=None) for kind, said in times.items()}
             at, until = last[Failed], last[Uploaded]
-            on_tape = min(times[Archived], default=None) if until else None
+            on_tape = min(self._on_tape(event), default=None) if until else None
             failed_at = at if at and not (until and until >= at) else None
             expected[event.timestep_id] = {
                 "state": "archived" if on_tape else "uploaded" if until else "failed" if at else "ingested",
