@@ -1,12 +1,10 @@
 """The Redis stream: the one append-only log of everything that happened to a timestep."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import datetime
 from functools import cached_property
 from typing import Self, cast
-from uuid import UUID
 
 import redis
 from prefect.blocks.core import Block
@@ -17,10 +15,12 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from blocks.backlog import Backlog, count_behind, oldest_behind
 from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
 from blocks.errors import ArchiverError
 from blocks.event_register import EventFileRegister
+from blocks.flow_run_marks import FlowRunMarks
 from blocks.messages import LogEvent
 from blocks.settings import Settings
 from blocks.system_seen import SystemsSeen
@@ -42,29 +42,8 @@ return id
 """
 
 
-# Counted where the entries are: many of them are large.
-_COUNT_BEHIND = """
-local count, last = 0, ARGV[1]
-repeat
-    local page = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 500)
-    count = count + #page
-    if #page > 0 then last = page[#page][1] end
-until #page < 500
-return count
-"""
-
-
 class GroupMissing(ArchiverError):
     """The stream was not set up; the message says how."""
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """How far a group is behind the end of the stream, in entries."""
-
-    waiting: int
-    in_progress: int
-    set_aside: int
 
 
 class EventLog(Block):
@@ -109,6 +88,11 @@ class EventLog(Block):
     def systems(self) -> SystemsSeen:
         """What was seen of each system last, over the same connection."""
         return SystemsSeen(self.redis, self.stream)
+
+    @property
+    def flow_runs(self) -> FlowRunMarks:
+        """Which flow runs are executed, and which attempt at its work each is, over the same connection."""
+        return FlowRunMarks(self.redis, self.stream)
 
     def close(self) -> None:
         """Give the connection back."""
@@ -240,61 +224,16 @@ class EventLog(Block):
     def backlog(self, group: Group) -> Backlog:
         """How many entries the group has not taken, not finished, and set aside."""
         info = self._group(group)
-        # Redis 7 counts the lag itself, mostly; 6.2 leaves that to us.
-        lag = info.get("lag")
-        if lag is None:
-            lag = cast(int, self.redis.eval(_COUNT_BEHIND, 1, self.stream, str(info["last-delivered-id"])))
-        return Backlog(int(lag), int(info["pending"]), len(self.dead_letters(group)))
+        return Backlog(
+            waiting=count_behind(self.redis, self.stream, info),
+            in_progress=int(info["pending"]),
+            set_aside=len(self.dead_letters(group)),
+        )
 
     def oldest_waiting(self, group: Group) -> datetime | None:
         """When the oldest entry that the group has not acknowledged was appended; None where there is none."""
         info = self._group(group)
-        pending = cast(dict[str, str | None], self.redis.xpending(self.stream, group))["min"]
-        untaken = cast(
-            list[tuple[str, object]], self.redis.xrange(self.stream, f"({info['last-delivered-id']}", count=1)
-        )
-        ids = [pending] if pending else []
-        milliseconds = [int(id.split("-")[0]) for id in (*ids, *(id for id, _ in untaken))]
-        return datetime.fromtimestamp(min(milliseconds) / 1000, UTC) if milliseconds else None
-
-    # --- forgetting
-
-    def trim(self, before: datetime) -> int:
-        """Remove the entries from before that time that nobody needs any more; returns how many.
-
-        An entry is needed until every group, also a foreign one, has acknowledged it, and while it is set aside.
-        """
-        needed = [_place(f"{int(before.timestamp() * 1000)}-0")]
-        for info in cast(list[dict[str, str | int]], self.redis.xinfo_groups(self.stream)):
-            milliseconds, number = _place(str(info["last-delivered-id"]))
-            needed.append((milliseconds, number + 1))
-            if info["pending"]:
-                pending = cast(dict[str, str], self.redis.xpending(self.stream, str(info["name"])))
-                needed.append(_place(pending["min"]))
-        needed += [_place(letter.entry.id) for group in GROUPS for letter in self.dead_letters(group)]
-        milliseconds, number = min(needed)
-        return self.redis.xtrim(self.stream, minid=f"{milliseconds}-{number}", approximate=False)
-
-    # --- flow runs
-
-    def beat(self, flow_run_ids: Iterable[UUID], *, seconds: float) -> None:
-        """Say that these flow runs are being executed; it counts for so many seconds."""
-        with self.redis.pipeline(transaction=False) as pipeline:
-            for flow_run_id in flow_run_ids:
-                pipeline.set(f"{self.stream}:executing:{flow_run_id}", "1", px=int(seconds * 1000))
-            pipeline.execute()
-
-    def is_beating(self, flow_run_id: UUID) -> bool:
-        """Whether a process, wherever it is, has said lately that it executes the flow run."""
-        return bool(self.redis.exists(f"{self.stream}:executing:{flow_run_id}"))
-
-    def attempt(self, work: str) -> int:
-        """The number of the present attempt at a piece of work, from 1 on."""
-        return int(cast(str | None, self.redis.get(f"{self.stream}:attempt:{work}")) or 1)
-
-    def begin_attempt(self, work: str, number: int) -> None:
-        """Remember that the attempt of that number has begun."""
-        self.redis.set(f"{self.stream}:attempt:{work}", number, ex=_REMEMBER_SECONDS)
+        return oldest_behind(self.redis, self.stream, info)
 
     # --- inside
 
@@ -317,8 +256,3 @@ class EventLog(Block):
         streams = cast(list[tuple[str, list[tuple[str, dict[str, str]]]]], answer or [])
         # An entry that was removed while it was pending comes without its fields.
         return [Entry(id, fields) for _, entries in streams for id, fields in entries if fields]
-
-
-def _place(id: str) -> tuple[int, int]:
-    milliseconds, _, number = id.partition("-")
-    return int(milliseconds), int(number)

@@ -1,13 +1,11 @@
 """A microscope as we see it: a directory with event files and image directories."""
 
-import errno
 import logging
 import os
 import shutil
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self, cast
 from zoneinfo import ZoneInfo
@@ -16,9 +14,9 @@ from prefect.blocks.core import Block
 from pydantic import Field, ValidationError, field_validator
 
 from blocks.discovery import is_event_file
-from blocks.errors import ArchiverError
 from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 from blocks.fingerprint import Fingerprint
+from blocks.image_directory import faults, image_directory
 from blocks.image_survey import Survey
 from blocks.mounts import mount_of
 
@@ -27,28 +25,9 @@ logger = logging.getLogger(__name__)
 # A source with less room than this part of its disk is emptied by staging.
 _NEARLY_FULL = 0.1
 
-# What is wrong with a file, or with where it points. Any other error is the mount's, and passes.
-_FAULTS = {
-    errno.EACCES,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENODEV,
-    errno.ENOTDIR,
-    errno.ENXIO,
-    errno.EPERM,
-}
-
 
 class ImagesMissing(Exception):
     """Not all announced images are there and readable yet; the message says which."""
-
-
-class NotAllowed(InvalidEventFile):
-    """We may not read an event file or its images: for good, or until a ticket of a share is renewed."""
-
-
-class SystemAway(ArchiverError):
-    """A system's directory is not there. That is not the fault of its events."""
 
 
 class ImagingSystem(Block):
@@ -203,7 +182,7 @@ class ImagingSystem(Block):
             OSError: when it is not there, or its mount fails.
         """
         path = self.directory / event_file
-        with _faults("it can't be opened"):
+        with faults("it can't be opened"):
             # O_NONBLOCK: opening a fifo must not wait for somebody to write to it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -224,30 +203,6 @@ class ImagingSystem(Block):
         except (InvalidEventFile, FileNotFoundError):
             return ""
 
-    def image_directory(self, event: ImagingEvent) -> Path:
-        """The directory that an event announces.
-
-        Raises:
-            InvalidEventFile: when it does not exist, or leaves the system's directory.
-            SystemAway: when the whole system is not there.
-            OSError: when its mount fails.
-        """
-        path = self.directory / event.img_dir
-        home = self.directory.resolve()
-        if not (home / "events").is_dir():
-            raise SystemAway(f"{self.directory} is not there; is the share of {self.name} mounted?")
-        with _faults(f"its image directory {event.img_dir} can't be read", errno.ENOENT):
-            # Not Path.resolve: before Python 3.13 it reports a loop of links as a RuntimeError.
-            real = Path(os.path.realpath(path, strict=True))
-        # The path has no '..', so only a symbolic link can make the two differ.
-        if real != home / event.img_dir:
-            raise InvalidEventFile(f"its image directory {event.img_dir} leads through a symbolic link")
-        if not real.is_dir():
-            raise InvalidEventFile(f"its image directory {event.img_dir} is not a directory")
-        if real.is_relative_to(home / "events"):
-            raise InvalidEventFile(f"its image directory {event.img_dir} is the directory of the event files")
-        return path
-
     def survey(self, event: ImagingEvent, *, headers: bool = True) -> Survey:
         """What there is of an event's images.
 
@@ -259,8 +214,8 @@ class ImagingSystem(Block):
             SystemAway: when the whole system is not there.
             OSError: when their mount fails.
         """
-        directory = self.image_directory(event)
-        with _faults(f"its image directory {event.img_dir} can't be read"):
+        directory = image_directory(self.directory, event.img_dir)
+        with faults(f"its image directory {event.img_dir} can't be read"):
             return Survey.of(directory, event.img_dir, event.img_count, headers=headers)
 
     def check_images(self, event: ImagingEvent, *, accept_surplus: bool = False) -> Path:
@@ -299,15 +254,3 @@ class ImagingSystem(Block):
         if survey.shortage or (self.strictness == "strict" and survey.sentence()):
             raise InvalidEventFile(survey.sentence())
         return [sentence for sentence in (survey.surplus, survey.damage) if sentence]
-
-
-@contextmanager
-def _faults(sentence: str, *more: int) -> Iterator[None]:
-    """Take an OSError for the event's fault where it is one of `_FAULTS`, or of these more."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FAULTS.union(more):
-            raise
-        kind = NotAllowed if isinstance(error, PermissionError) else InvalidEventFile
-        raise kind(f"{sentence}: {error.strerror}") from error

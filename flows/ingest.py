@@ -2,11 +2,10 @@
 
 import asyncio
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
-from uuid import UUID
 
 from prefect import State, flow, get_run_logger, task
 from prefect.context import FlowRunContext
@@ -15,24 +14,20 @@ from prefect.states import Completed, Scheduled
 from blocks.discovery import is_event_file
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.fingerprint import Fingerprint
-from blocks.imaging_system import ImagesMissing, ImagingSystem, NotAllowed
+from blocks.image_directory import NotAllowed
+from blocks.imaging_system import ImagesMissing, ImagingSystem
 from blocks.logs import log_about
-from blocks.messages import Cleared, Ingested, LogEvent, Rejected
 from blocks.remembered import Remembered
 from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import Staging, StagingFull
-
-STAGE = "event-ingester"
+from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
 SHORTEST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
 # Between the two looks at images that are all there and as long as they say (seconds).
 SECOND_LOOK_SECONDS = 0.2
-# After so long (seconds) it is tried again to read what we were not allowed to: nothing on disk tells that we are.
-NOT_ALLOWED_SECONDS = 600.0
 
 _systems = Remembered(ImagingSystem)
 
@@ -46,125 +41,6 @@ def check_place(system: str, event_file: str) -> None:
     name = event_file.removeprefix("events/")
     if "/" in system or system in ("", ".", "..") or "/" in name or name == event_file or not is_event_file(name):
         raise InvalidEventFile(f"{event_file!r} of {system!r} is no event file; give a system and events/NAME.json")
-
-
-def announce(
-    system: ImagingSystem, event_file: str, event: ImagingEvent, warnings: list[str], log: EventLog
-) -> Ingested:
-    """Append `timestep.ingested` for a complete timestep; saying it again changes nothing.
-
-    Raises:
-        InvalidEventFile: when another timestep was announced under the same id.
-    """
-    ingested = Ingested(
-        timestep_id=event.timestep_id,
-        system=system.name,
-        event_file=event_file,
-        event=event,
-        warnings=warnings,
-        priority=system.priority,
-    )
-    if log.register.identify(str(event.timestep_id), ingested.digest) != ingested.digest:
-        raise InvalidEventFile(
-            f"timestep {event.timestep_id} was announced before with other content; give it an id of its own"
-        )
-    log.append(LogEvent.of(ingested, STAGE))
-    return ingested
-
-
-def take_in(
-    system: ImagingSystem,
-    event_file: str,
-    event: ImagingEvent,
-    seen: Fingerprint,
-    log: EventLog,
-    warnings: list[str] | None = None,
-) -> Ingested:
-    """Announce a complete timestep, and be done with its event file as it was seen.
-
-    Args:
-        warnings: what is not as announced, and accepted all the same.
-
-    Raises:
-        InvalidEventFile: when another timestep was announced under the same id.
-    """
-    ingested = announce(system, event_file, event, warnings or [], log)
-    clear(system.name, event_file, event.timestep_id, log)
-    log.register.conclude(system.name, event_file, Fingerprint(file=seen.file).model_dump_json())
-    return ingested
-
-
-def reject(
-    system: ImagingSystem,
-    event_file: str,
-    event: ImagingEvent | None,
-    reason: str,
-    seen: Fingerprint,
-    log: EventLog,
-    *,
-    may_pass: bool = False,
-) -> str:
-    """Append `event-file.rejected`; the file stays where it is, and is looked at again when it changes.
-
-    Args:
-        may_pass: the cause may pass without any change of the file, so it is looked at again after a while, too.
-
-    Returns:
-        The sentence that names the file and the cause.
-    """
-    sentence = f"{system.directory / event_file} was rejected: {reason}"
-    episode = log.register.open_rejection(system.name, event_file)
-    rejected = Rejected(
-        timestep_id=event.timestep_id if event else None,
-        system=system.name,
-        event_file=event_file,
-        reason=sentence,
-        fingerprint=seen.model_dump_json(),
-        episode=episode,
-    )
-    log.append(LogEvent.of(rejected, STAGE))
-    # What changed meanwhile is looked at again, also when it changes back: a share may have been away,
-    # or the file itself, so that its rejection is over already.
-    with suppress(FileNotFoundError):
-        if system.is_as(seen, event_file) and log.register.rejection(system.name, event_file) == episode:
-            until = time.time() + NOT_ALLOWED_SECONDS if may_pass else None
-            verdict = seen.model_copy(update={"look_again_at": until})
-            log.register.conclude(system.name, event_file, verdict.model_dump_json())
-    return sentence
-
-
-def clear(system: str, event_file: str, taken_in_as: UUID | None, log: EventLog) -> None:
-    """Append `event-file.cleared` where an event file was rejected and is not any more.
-
-    Args:
-        taken_in_as: the timestep; None when the file was removed.
-    """
-    episode = log.register.rejection(system, event_file)
-    if episode is None:
-        return
-    cleared = Cleared(
-        timestep_id=taken_in_as,
-        system=system,
-        event_file=event_file,
-        why="taken in" if taken_in_as else "removed",
-        episode=episode,
-    )
-    log.append(LogEvent.of(cleared, STAGE))
-    if taken_in_as is None:
-        log.register.forget(system, event_file)
-    # The last step: until then, a crash leaves an episode that is cleared again.
-    log.register.close_rejection(system, event_file, episode)
-
-
-def with_images(seen: Fingerprint, system: ImagingSystem, event_file: str, event: ImagingEvent) -> Fingerprint:
-    """What was seen of an event file before it was read, and what is there of its images now.
-
-    Raises:
-        FileNotFoundError: when the event file is not there any more.
-    """
-    now = system.fingerprint(event_file, event.img_dir, content=True)
-    # A file that was put in its place since then has not been read.
-    return now.model_copy(update={"file": seen.file, "access": seen.access})
 
 
 async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bool) -> list[str]:

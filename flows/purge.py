@@ -21,7 +21,8 @@ from blocks.deletion import NotDeleted, delete_empty_directories, delete_files
 from blocks.discovery import discover_systems
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
-from blocks.imaging_system import ImagingSystem, SystemAway
+from blocks.image_directory import SystemAway
+from blocks.imaging_system import ImagingSystem
 from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.messages import LogEvent, SourcePurged
 from blocks.mounts import mount_of

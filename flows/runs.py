@@ -93,7 +93,7 @@ class Runs:
         Returns:
             How the run of the newest attempt is doing; None if there is no place.
         """
-        attempt = await asyncio.to_thread(self._log.attempt, work)
+        attempt = await asyncio.to_thread(self._log.flow_runs.attempt, work)
         run = await self._start(name, parameters, tags, f"{work}:{attempt}", may_queue, on_end)
         if run is None or run.state is None or not run.state.is_final() or run.state.type == StateType.CANCELLED:
             return _driven(run, LOOK_AGAIN_SECONDS) if run else None
@@ -103,7 +103,7 @@ class Runs:
             return _driven(run, max(left, 0.0))
         about = {"timestep_id": str(timestep_of(work) or "")}
         logger.info("Attempt %d of %s, after its run ended as %s", attempt + 1, name, run.state.name, extra=about)
-        await asyncio.to_thread(self._log.begin_attempt, work, attempt + 1)
+        await asyncio.to_thread(self._log.flow_runs.begin_attempt, work, attempt + 1)
         again = await self._start(name, parameters, tags, f"{work}:{attempt + 1}", True, on_end)
         return _driven(again, LOOK_AGAIN_SECONDS) if again else None
 

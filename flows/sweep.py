@@ -90,7 +90,7 @@ async def end_lost(runs: list[FlowRun], client: PrefectClient, log: EventLog) ->
         if run.state is None:
             continue
         age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
-        if age < LOST_SECONDS or await asyncio.to_thread(log.is_beating, run.id):
+        if age < LOST_SECONDS or await asyncio.to_thread(log.flow_runs.is_beating, run.id):
             continue
         message = f"no process executed it any more, {age:.0f} s after it was {run.state.name}"
         about = {"timestep_id": str(timestep_of(run.idempotency_key) or "")}

@@ -18,7 +18,7 @@ from blocks.imaging_system import ImagingSystem
 from blocks.settings import get_settings
 from blocks.system_seen import SystemSeen
 from flows.hints import Hints
-from flows.ingest import clear, reject
+from flows.outcome import clear, reject
 from flows.pending import Pending, PendingFile
 from flows.runs import Runs
 from flows.verdicts import Verdicts

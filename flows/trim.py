@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefect import flow, get_run_logger
 
+from blocks.backlog import remove_unneeded
 from blocks.event_log import EventLog
 from blocks.settings import Settings, get_settings
 
@@ -21,4 +22,4 @@ async def trim_stream() -> int:
 def trim(settings: Settings) -> int:
     """Remove the entries that are older than the settings' `stream_days` and that no group needs."""
     with closing(EventLog.from_settings(settings)) as log:
-        return log.trim(datetime.now(UTC) - timedelta(days=settings.stream_days))
+        return remove_unneeded(log.redis, log.stream, datetime.now(UTC) - timedelta(days=settings.stream_days))

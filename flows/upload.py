@@ -22,7 +22,8 @@ from redis.exceptions import RedisError
 from blocks.bundle import Bundle
 from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.imaging_system import ImagingSystem, NotAllowed, SystemAway
+from blocks.image_directory import NotAllowed, SystemAway
+from blocks.imaging_system import ImagingSystem
 from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.logs import log_about
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded

@@ -116,7 +116,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
     async def _beat(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._log.beat, frozenset(self._executing), seconds=HOLD_SECONDS)
+                await asyncio.to_thread(self._log.flow_runs.beat, frozenset(self._executing), seconds=HOLD_SECONDS)
                 await asyncio.to_thread(self._places.keep, frozenset(self._held))
             except RedisError as error:
                 logger.warning("Nobody can be told what is executed here: %s: %s", type(error).__name__, error)
@@ -168,7 +168,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         _log_about(flow_run)
         self._observe(flow_run.id)
         try:
-            await asyncio.to_thread(self._log.beat, [flow_run.id], seconds=HOLD_SECONDS)
+            await asyncio.to_thread(self._log.flow_runs.beat, [flow_run.id], seconds=HOLD_SECONDS)
             await self._execute(flow_run, flow, is_named=True)
         except Exception:
             # Its state is unknown now. If it is still Running, the sweep will find that nobody executes it.

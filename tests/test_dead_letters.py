@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
+from blocks.backlog import remove_unneeded
 from blocks.event_log import Backlog, Entry, EventLog
 from blocks.messages import LogEvent
 from blocks.settings import Settings, get_settings
@@ -120,7 +121,7 @@ def test_only_what_is_old_and_needed_by_nobody_is_removed(event_log: EventLog, d
         log.dead_letters(GROUP).add(Entry(letter, {}), "because")
         needed.add(letter)
     before = data.draw(st.integers(0, 13), label="before")
-    removed = log.trim(datetime.fromtimestamp(before, UTC))
+    removed = remove_unneeded(log.redis, log.stream, datetime.fromtimestamp(before, UTC))
     left = [id for id, _ in log.redis.xrange(log.stream)]  # type: ignore[union-attr]
     # A stream is trimmed from its oldest entry on, up to the first that is needed.
     oldest_needed = min((all_ids.index(id) for id in needed), default=12)
@@ -150,4 +151,4 @@ def test_a_group_that_has_never_read_needs_everything(event_log: EventLog, redis
     for group in ("upload-worker", "state-manager"):
         (entry,) = event_log.read(group, "one", count=10, wait_seconds=0.01)
         event_log.acknowledge(group, entry.id)
-    assert event_log.trim(datetime.now(UTC) + timedelta(days=1)) == 0
+    assert remove_unneeded(event_log.redis, event_log.stream, datetime.now(UTC) + timedelta(days=1)) == 0

@@ -115,7 +115,7 @@ def test_a_run_that_no_process_executes_is_crashed(
         (run,) = await runs_of(client, work)
         await client.set_flow_run_state(run.id, state, force=True)
         if beats:
-            event_log.beat([run.id], seconds=60)
+            event_log.flow_runs.beat([run.id], seconds=60)
         await sweep.end_lost(await sweep.under_way("event-ingester", client), client, event_log)
         return cast(State[Any], (await client.read_flow_run(run.id)).state)
 

@@ -34,7 +34,7 @@ from blocks.purgeable import Outcome, PurgeableTimesteps
 from blocks.settings import Settings
 from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent
-from flows.ingest import take_in
+from flows.outcome import take_in
 from flows.purge import SourcePurge
 from flows.record import record_waiting
 from flows.upload import upload

@@ -22,7 +22,7 @@ from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
 from flows import pending, system_watch
-from flows.ingest import with_images
+from flows.outcome import with_images
 from tests.images import tiff
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
 
@@ -291,7 +291,7 @@ def test_a_file_put_in_the_place_of_one_that_was_being_read_is_taken_in_too(
 def test_what_could_not_be_read_for_want_of_a_right_is_tried_again_though_nothing_changed(
     root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.ingest.NOT_ALLOWED_SECONDS", 0.5)
+    monkeypatch.setattr("flows.outcome.NOT_ALLOWED_SECONDS", 0.5)
     monkeypatch.setattr(system_watch, "LOOK_AGAIN_SECONDS", 0.1)
     Microscope(root).drop("1.json")
     survey_of = Survey.of

@@ -14,8 +14,9 @@ from prefect.client.schemas.objects import StateType
 
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.imaging_system import ImagesMissing, ImagingSystem, NotAllowed
-from flows.ingest import reject, take_in, with_images
+from blocks.image_directory import NotAllowed
+from blocks.imaging_system import ImagesMissing, ImagingSystem
+from flows.outcome import reject, take_in, with_images
 from flows.runs import Driven, Runs
 from flows.watch import Watcher
 from tests.images import tiff
