@@ -1,27 +1,22 @@
-"""Stream → flow runs: one upload-timestep run per timestep, and record-events runs as events come."""
+"""The upload-worker: stream → one upload-timestep flow run per timestep."""
 
 import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from typing import Literal, cast
 
 import httpx
-from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from redis.exceptions import RedisError
 
 from blocks.event_log import Entry, EventLog, UnreadableEntry
 from blocks.messages import Failed, Ingested
-from blocks.settings import Settings, get_settings
-from flows.bridge import keep_bridging
+from blocks.settings import Settings
+from flows.entrypoint import consumer_name, entrypoint
 from flows.runs import Runs
-from flows.sweep import keep_swept
 from flows.upload import conclude
-from flows.worker import InProcessWorker, serve
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +29,6 @@ IN_FLIGHT_AT_MOST = 1000
 # If no place became free for this long (seconds), runs are created for others to take, so many at a time.
 PATIENCE_SECONDS = 3.0
 AHEAD = 4
-# Events are recorded at once when it is quiet, and at least this long (seconds) after the run before.
-RECORD_SECONDS = 2.0
-
-
-def consumer_name(entrypoint: str) -> str:
-    """Stable across restarts, so that a restarted process finds what it held."""
-    return f"{entrypoint}@{get_settings().consumer}"
 
 
 class UploadDispatcher:
@@ -223,74 +211,8 @@ async def _patiently(step: Callable[[], Coroutine[None, None, None]]) -> None:
             await asyncio.sleep(2)
 
 
-async def keep_recording(log: EventLog, runs: Runs) -> None:
-    """Run record-events whenever the stream has something for the state-manager, until cancelled."""
-    consumer = consumer_name("state-manager")
-    while True:
-        try:
-            if not await asyncio.to_thread(log.has_work, "state-manager"):
-                await asyncio.sleep(0.3)
-                continue
-            state = await runs.run_once(f"record events of {consumer}", {"consumer": consumer})
-        except (httpx.HTTPError, RedisError) as error:
-            logger.warning("Events wait in the stream, because a service is away: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(2)
-            continue
-        if state is None or not state.is_completed():
-            logger.error("Events were not recorded, and will be tried again: %s", state)
-            await asyncio.sleep(5)
-        await asyncio.sleep(RECORD_SECONDS)
-
-
-Companion = Callable[[], Coroutine[None, None, None]]
-
-
-@dataclass(frozen=True)
-class Entrypoint:
-    """A worker with the name of its entrypoint and work pool, and its connections."""
-
-    name: str
-    worker: InProcessWorker
-    client: PrefectClient
-    log: EventLog
-
-    def runs(self, deployment: str) -> Runs:
-        """The runs of a deployment of this pool, executed here where there is a place."""
-        return Runs(deployment, self.client, self.log, self.worker)
-
-    async def serve(self, *companions: Companion) -> None:
-        """Execute the pool's runs, and run the companions beside them, until a signal."""
-        beat = get_settings().heartbeat_file
-        await serve(self.worker, *companions, lambda: keep_swept(self.worker, self.name, self.client, self.log, beat))
-
-
-@asynccontextmanager
-async def entrypoint(name: str, settings: Settings) -> AsyncIterator[Entrypoint]:
-    """What an entrypoint works with, for as long as it runs.
-
-    Raises:
-        MissingSetting: with what to set.
-    """
-    settings.require("prefect_api_url")
-    worker = InProcessWorker(work_pool_name=name, name=consumer_name(name), heartbeat_interval_seconds=10)
-    with closing(EventLog.from_settings(settings)) as log:
-        async with get_client() as client:
-            yield Entrypoint(name, worker, client, log)
-
-
 async def upload_worker(settings: Settings) -> None:
     """The entrypoint: dispatch the stream's timesteps, and execute upload runs, until a signal."""
     settings.require("data_dir", "aws_access_key_id", "aws_secret_access_key")
     async with entrypoint("upload-worker", settings) as this:
         await this.serve(UploadDispatcher(this.log, this.runs("upload-timestep/upload-worker")).run)
-
-
-async def state_manager(settings: Settings) -> None:
-    """The entrypoint: have the stream's events recorded, and execute these runs, until a signal."""
-    settings.require("database_url")
-    async with entrypoint("state-manager", settings) as this:
-        runs = this.runs("record-events/state-manager")
-        companions: list[Companion] = [lambda: keep_recording(this.log, runs)]
-        if settings.rabbitmq_url:
-            companions.append(lambda: keep_bridging(settings, this.log))
-        await this.serve(*companions)

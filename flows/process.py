@@ -36,7 +36,7 @@ def upload_worker() -> None:
 
 def state_manager() -> None:
     """Record the stream's events in the database."""
-    from flows.dispatch import state_manager
+    from flows.recording import state_manager
 
     run(state_manager(get_settings()))
 

@@ -10,7 +10,7 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
 from flows import system_watch
-from flows.dispatch import entrypoint
+from flows.entrypoint import entrypoint
 from flows.runs import Runs
 from flows.system_watch import Configured, SystemWatch
 

@@ -23,7 +23,8 @@ from blocks.object_store import ObjectStore
 from blocks.places import HOLD_SECONDS, Places
 from blocks.settings import Settings
 from flows import dispatch, sweep, worker
-from flows.dispatch import entrypoint, upload_worker
+from flows.dispatch import upload_worker
+from flows.entrypoint import entrypoint
 from flows.upload import OBJECT_STORE
 from tests.working import (
     PATIENCE,
