@@ -24,7 +24,7 @@ from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from tests.images import tiff
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 AT = "2026-11-23 10:42:07"
 
 
