@@ -91,12 +91,15 @@ class Settings(BaseSettings):
     )
     bucket: str = _setting("timesteps", "the bucket that holds the tars", used_by=_OBJECT_STORAGE)
     webhook_token: SecretStr | None = _setting(
-        None, "bearer token that surf-archiver must send", used_by="api", without="embedded: generated"
+        None,
+        "bearer token that surf-archiver must send",
+        used_by="init (to check it), api",
+        without="embedded: generated",
     )
     api_token: SecretStr | None = _setting(
         None,
         "bearer token that readers of the API must send; without it the API serves its own machine only",
-        used_by="api, `ls`, `status`, `fetch`",
+        used_by="init (to check it), api, `ls`, `status`, `fetch`",
     )
     api_host: str = _setting("127.0.0.1", "address the API binds to", used_by="api")
     api_port: int = _setting(
@@ -105,8 +108,8 @@ class Settings(BaseSettings):
     api_url: Url | None = _setting(
         None,
         "where clients find the API, e.g. `https://archiver.example.org`; "
-        "links from the Prefect UI to timesteps begin with it",
-        used_by="`ls`, `status`, `fetch`, upload-worker",
+        "links from the Prefect UI to timesteps begin with it, and where it is `https`, cookies are for TLS only",
+        used_by="`ls`, `status`, `fetch`, upload-worker, api",
         without="`up` sets it for a shell",
     )
     api_root_path: str = _setting(

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
+from blocks.settings import Settings
+
 ROOT = Path(__file__).parent.parent
 PRODUCTION = ("compose.yml",)
 DEVELOPMENT = ("compose.yml", "compose.dev.yml")
+ENTRYPOINTS = ("event-ingester", "upload-worker", "state-manager", "api")
+OURS = {Settings.variable(name): field for name, field in Settings.model_fields.items()}
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,18 @@ class Compose:
                 (server,) = http["services"][router["service"]]["loadBalancer"]["servers"]
                 found[host] = server["url"]
         return found
+
+
+def read_by(name: str) -> set[str]:
+    """The settings that an entrypoint or init reads, says their class, and that the image does not set itself."""
+    by_image = set(re.findall(r"^(?:ENV)?\s+([A-Z_]+)=", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    found = set()
+    for variable, field in OURS.items():
+        users = cast(dict[str, str], field.json_schema_extra)["used_by"]
+        named = re.search(rf"(?<![\w-]){name}(?![\w-])", users) is not None
+        if named != users.startswith("all but "):
+            found.add(variable)
+    return found - by_image
 
 
 def merged(tmp_path: Path, *files: str, profiles: tuple[str, ...] = (), **variables: str) -> Compose:

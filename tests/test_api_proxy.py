@@ -106,3 +106,14 @@ def test_a_browser_that_came_over_tls_gets_a_cookie_for_tls(
         assert "Secure" in answer.headers["set-cookie"]
         cookie = answer.headers["set-cookie"].partition(";")[0]
         assert httpx.get(f"{url}/archiver/", headers={"Cookie": cookie}).status_code == 200
+
+
+@pytest.mark.parametrize(("public", "is_secure"), [("https://archiver.example.org", True), ("http://archiver", False)])
+def test_a_cookie_is_for_tls_where_the_public_address_is(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, public: str, is_secure: bool
+) -> None:
+    """Whatever the proxies between a browser and the API say, or don't."""
+    guarded = settings.model_copy(update={"api_token": SecretStr(TOKEN), "api_url": public})
+    with served(guarded) as url:
+        answer = httpx.post(f"{url}/sign-in", data={"token": TOKEN})
+    assert ("Secure" in answer.headers["set-cookie"]) is is_secure

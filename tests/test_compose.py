@@ -16,10 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.settings import Settings as PrefectSettings
 
-from blocks.settings import Settings
-from tests.compose import DEVELOPMENT, PRODUCTION, ROOT, Compose, merged
+from tests.compose import DEVELOPMENT, ENTRYPOINTS, OURS, PRODUCTION, ROOT, Compose, merged, read_by
 
 ONE_SHOT = {"init", "mock-microscope"}
+# Settings that the files give a value of their own, because it depends on what else is in them.
+OF_THE_FILES = {
+    "ARCHIVER_API_HOST",
+    "ARCHIVER_API_PORT",
+    "ARCHIVER_API_URL",  # PUBLIC_SCHEME, API_HOSTNAME
+    "ARCHIVER_DATA_DIR",  # where it is mounted
+    "ARCHIVER_STAGING_DIR",
+    "PREFECT_UI_URL",  # PUBLIC_SCHEME, PREFECT_HOSTNAME
+}
 # What the images of others read; ours read their own settings, Prefect's and boto3's.
 OTHERS = {
     "API_HOSTNAME",
@@ -50,7 +58,7 @@ def development(tmp_path_factory: pytest.TempPathFactory) -> Compose:
 
 
 def test_all_parts_are_there(production: Compose, development: Compose) -> None:
-    entrypoints = {"event-ingester", "upload-worker", "state-manager", "api", "init"}
+    entrypoints = {*ENTRYPOINTS, "init"}
     servers = {"prefect", "postgres", "redis", "traefik"}
     assert set(production.services) == entrypoints | servers | {"rabbitmq"}
     assert set(development.services) == entrypoints | servers | {"s3", "mock-microscope"}
@@ -87,7 +95,7 @@ def test_every_service_has_limits_and_a_policy(compose: Compose) -> None:
 
 
 def test_the_entrypoints_wait_for_init(compose: Compose) -> None:
-    for name in ("event-ingester", "upload-worker", "state-manager", "api"):
+    for name in ENTRYPOINTS:
         assert compose.services[name]["depends_on"]["init"] == {"condition": "service_completed_successfully"}
     for service in compose.services.values():
         for other, how in service.get("depends_on", {}).items():
@@ -134,16 +142,15 @@ def _made_secrets(directory: Path) -> set[str]:
 
 
 def test_every_variable_is_known(compose: Compose) -> None:
-    ours = {Settings.variable(name) for name in Settings.model_fields}
     prefect = _prefect_variables(PrefectSettings)
     for name, service in compose.services.items():
         for variable in service.get("environment", {}):
-            assert variable in ours | prefect | OTHERS, f"{name}: {variable}"
+            assert variable in OURS.keys() | prefect | OTHERS, f"{name}: {variable}"
     for secret in compose.document["secrets"]:
         if secret not in ("redis_conf", "rabbitmq_conf", "pgpassword"):
-            assert secret.upper() in ours | prefect, secret
+            assert secret.upper() in OURS.keys() | prefect, secret
     for line in _lines("Dockerfile", r"\s+(ARCHIVER|PREFECT)_\w+="):
-        assert line.strip().partition("=")[0] in ours | prefect
+        assert line.strip().partition("=")[0] in OURS.keys() | prefect
 
 
 def _prefect_variables(model: Any) -> set[str]:
@@ -155,6 +162,41 @@ def _prefect_variables(model: Any) -> set[str]:
         names.add(f"{model.model_config.get('env_prefix', '')}{name}".upper())
         names |= {str(alias).upper() for alias in getattr(field.validation_alias, "choices", [])}
     return names
+
+
+# As it is written: a merged document no longer tells where a value is from.
+WRITTEN = [
+    pytest.param(service, name, id=f"{Path(file).stem}-{name}")
+    for file in ("compose.yml", "deploy/hosts/upload-host.yml", "deploy/hosts/state-host.yml")
+    for name, service in yaml.safe_load((ROOT / file).read_text())["services"].items()
+    if name in ("init", *ENTRYPOINTS)
+]
+
+
+@pytest.mark.parametrize(("service", "name"), WRITTEN)
+def test_a_service_gets_the_settings_that_it_reads_and_no_others(service: dict[str, Any], name: str) -> None:
+    by_secret = {secret.upper() for secret in service["secrets"]}
+    given = {setting for setting in service["environment"] | dict.fromkeys(by_secret) if setting in OURS}
+    assert given == read_by(name)
+    for setting in given - by_secret - OF_THE_FILES:
+        assert service["environment"][setting].startswith(f"${{{setting}:"), f"{setting} can't be set in .env"
+
+
+def test_public_addresses_are_those_of_a_tls_proxy_in_front(tmp_path: Path) -> None:
+    services = merged(
+        tmp_path,
+        *PRODUCTION,
+        PUBLIC_SCHEME="https",
+        API_HOSTNAME="archiver.example.org",
+        PREFECT_HOSTNAME="prefect.example.org",
+        ARCHIVER_API_ROOT_PATH="/mycelium",
+    ).services
+    for name in ("upload-worker", "api"):
+        assert services[name]["environment"]["ARCHIVER_API_URL"] == "https://archiver.example.org/mycelium"
+    assert services["api"]["environment"]["PREFECT_UI_URL"] == "https://prefect.example.org"
+    prefect = services["prefect"]["environment"]
+    assert prefect["PREFECT_SERVER_UI_API_URL"] == "https://prefect.example.org/api"
+    assert prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "https://prefect.example.org"
 
 
 def test_what_must_be_set_is_asked_for(tmp_path: Path) -> None:

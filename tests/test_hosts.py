@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from blocks.settings import Settings
-from tests.compose import PRODUCTION, ROOT, Compose, merged
-
-KNOWN = {Settings.variable(name) for name in Settings.model_fields}
+from tests.compose import OURS, PRODUCTION, ROOT, Compose, merged, read_by
 
 
 @pytest.fixture
@@ -51,7 +48,7 @@ def test_a_role_is_what_it_is_on_one_host(tmp_path: Path, production: Compose, f
             assert service[key] == same[key], key
         assert service["healthcheck"]["test"] == same["healthcheck"]["test"]
         for variable, value in service["environment"].items():
-            assert variable in KNOWN
+            assert variable in OURS
             assert value == same["environment"][variable]
         assert set(service["secrets"]) <= role.document["secrets"].keys()
         assert all(Path(secret["file"]).parent.name == "secrets" for secret in role.document["secrets"].values())
@@ -67,11 +64,12 @@ def test_the_pods_are_upload_workers(production: Compose) -> None:
     worker = production.services["upload-worker"]
     assert container["args"] == worker["command"]
     assert container["image"] == worker["image"]
-    assert {entry["name"] for entry in container["env"]} <= KNOWN
     mounted = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
     assert {mount["mountPath"] for mount in mounted.values() if not mount.get("readOnly")} == {"/tmp"}
     (secrets,) = [volume["secret"]["items"] for volume in pod["volumes"] if "secret" in volume]
     made = re.findall(r"[a-z_]+", (ROOT / "scripts/make-secrets.sh").read_text())
     assert {item["key"] for item in secrets} <= {*made}
-    assert {item["path"] for item in secrets} <= {*worker["secrets"]}
+    assert {item["path"] for item in secrets} == {*worker["secrets"]}
+    given = [entry["name"] for entry in container["env"]] + [item["path"].upper() for item in secrets]
+    assert {*given} & OURS.keys() == read_by("upload-worker")

@@ -3,13 +3,14 @@
 from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from api.deps import COOKIE, ServicesDep, cookie_value, is_token
+from blocks.settings import Settings
 
 router = APIRouter(include_in_schema=False)
 
@@ -44,6 +45,11 @@ def root_of(request: Request) -> str:
     return str(request.scope.get("root_path", ""))
 
 
+def is_over_tls(request: Request, settings: Settings) -> bool:
+    """Whether browsers talk to the API by TLS: a proxy says so, or the address they are told to use does."""
+    return "https" in (request.url.scheme, urlsplit(settings.api_url or "").scheme)
+
+
 @router.post("/sign-in")
 async def sign_in(request: Request, services: ServicesDep) -> Response:
     """Give the browser a cookie for the token."""
@@ -65,7 +71,7 @@ async def sign_in(request: Request, services: ServicesDep) -> Response:
         max_age=SIGNED_IN_SECONDS,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=is_over_tls(request, services.settings),
     )
     return answer
 
