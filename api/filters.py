@@ -1,10 +1,10 @@
 """What lists can be narrowed down to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select
 from sqlmodel import col, func, select
 
 from api.paging import Instant, Paging
@@ -17,6 +17,11 @@ EXPERIMENTS = func.count(col(TimestepTally.experiment_id).distinct())
 _Table = type[Timestep] | type[TimestepTally]
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+
+
+def asked_for(values: Mapping[Any, object]) -> list[ColumnElement[bool]]:
+    """The conditions that these columns have these values, of those values that are asked for."""
+    return [col(column) == value for column, value in values.items() if value is not None]
 
 
 class TimestepFilter(BaseModel):
@@ -56,13 +61,16 @@ class TimestepFilter(BaseModel):
         return self._narrow(select(counted), TimestepTally).where(*there)
 
     def _narrow(self, rows: Select[Any], table: _Table) -> Select[Any]:
-        equal = {
-            table.system: self.system,
-            table.experiment_id: self.experiment,
-            table.state: self.state,
-            table.type: self.type,
-        }
-        return rows.where(*(col(column) == value for column, value in equal.items() if value is not None))
+        return rows.where(
+            *asked_for(
+                {
+                    table.system: self.system,
+                    table.experiment_id: self.experiment,
+                    table.state: self.state,
+                    table.type: self.type,
+                }
+            )
+        )
 
 
 class TimestepQuery(Paging, TimestepFilter):

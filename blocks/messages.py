@@ -154,6 +154,7 @@ class Rejected(EventData):
     event_file: str
     reason: str
     fingerprint: str = Field(description="Of the file as it was, so that a change of it is noticed.")
+    event: ImagingEvent | None = Field(None, description="What it announces, where that could be read.")
     episode: UUID | None = Field(None, description="From the file's first rejection until it is cleared.")
 
     def said(self) -> tuple[object, ...]:

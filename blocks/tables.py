@@ -184,10 +184,15 @@ class RejectedEventFile(SQLModel, table=True):
     system: str = Field(primary_key=True)
     event_file: str = Field(primary_key=True)
     id: UUID = Field(description="The id of the event that said so.")
-    timestep_id: UUID | None = None
     reason: str
     fingerprint: str
     rejected_at: datetime
+    # What it announces, where that could be read.
+    timestep_id: UUID | None = None
+    experiment_id: str | None = None
+    position: int | None = None
+    type: TimestepType | None = Field(default=None, sa_column=Column(_words(TimestepType)))
+    timestamp: datetime | None = None
 
 
 class TimestepTally(SQLModel, table=True):

@@ -176,10 +176,21 @@ def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
         else:
             cleared.add(Cleared.model_validate(data).episode)
     rows = {
-        file: {"id": id, "rejected_at": at, **said.model_dump(exclude={"episode"})}
+        file: {"id": id, "rejected_at": at, **_rejection_row(said)}
         for file, (at, id, said) in rejections.items()
         if said.episode not in cleared
     }
     row = RejectedEventFile
     session.execute(delete(row).where(tuple_(col(row.system), col(row.event_file)).in_(files - rows.keys())))
     upsert(session, row, list(rows.values()))
+
+
+def _rejection_row(said: Rejected) -> dict[str, Any]:
+    event = said.event
+    return {
+        **said.model_dump(exclude={"episode", "event"}),
+        "experiment_id": event and event.experiment_id,
+        "position": event and event.position,
+        "type": event and event.event_type,
+        "timestamp": event and event.timestamp,
+    }

@@ -75,6 +75,7 @@ def reject(
     """Append `event-file.rejected`; the file stays where it is, and is looked at again when it changes.
 
     Args:
+        event: what the file announces, where it could be read.
         may_pass: the cause may pass without any change of the file, so it is looked at again after a while, too.
 
     Returns:
@@ -88,6 +89,7 @@ def reject(
         event_file=event_file,
         reason=sentence,
         fingerprint=seen.model_dump_json(),
+        event=event,
         episode=episode,
     )
     log.append(LogEvent.of(rejected, STAGE))

@@ -113,14 +113,16 @@ def rejected(
     reason: str = "it is not JSON",
     system: str = "prince",
     episode: int | None = None,
+    event: ImagingEvent | None = None,
 ) -> Rejected:
-    """Its event file can't be taken in."""
+    """Its event file can't be taken in; `event` is what it announces, where it could be read."""
     return Rejected(
-        timestep_id=None,
+        timestep_id=event.timestep_id if event else None,
         system=system,
         event_file=event_file,
         reason=reason,
         fingerprint=f"{reason}-1",
+        event=event,
         episode=episode and _episode(event_file, episode),
     )
 

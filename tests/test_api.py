@@ -179,7 +179,7 @@ def test_lists_are_narrowed_down(
     ],
 )
 def test_a_query_that_makes_no_sense_is_refused(client: TestClient, query: dict[str, Any]) -> None:
-    for path in ("timesteps", "exports", "experiments"):
+    for path in ("timesteps", "exports", "experiments", "archives", "rejected"):
         problem(client.get(f"/api/1/{path}", params=query), 422)
 
 
@@ -230,6 +230,43 @@ def test_rejected_files_are_listed_until_they_are_taken_in(
     record(engine, event_log, ingested(announced(), event_file="events/3.json"))
     assert client.get("/api/1/rejected").json()["count"] == 4
     assert client.get("/api/1/rejected", params={"system": "aretha"}).json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"system": "prince"}, {"unreadable", "again"}),
+        ({"experiment": "20261101_004"}, {"again"}),
+        ({"position": 3}, {"missing"}),
+        ({"type": "video"}, {"missing"}),
+        ({"state": "uploaded"}, {"again"}),
+        ({"state": "failed"}, set()),
+        ({"system": "aretha", "type": "video", "position": 3, "experiment": "other"}, {"missing"}),
+        ({"end": "2026-11-23T12:00:00Z"}, set()),
+        ({}, {"unreadable", "again", "missing"}),
+    ],
+)
+def test_rejected_files_are_narrowed_down_by_what_they_announce(
+    client: TestClient, engine: Engine, event_log: EventLog, query: dict[str, Any], expected: set[str]
+) -> None:
+    again, missing = announced(), announced(event_type="video", position=3, experiment_id="other")
+    record(
+        engine,
+        event_log,
+        uploaded(again),
+        rejected("unreadable"),
+        rejected("again", "it was announced before with other content", event=again),
+        rejected("missing", "1 of 2 images are there", "aretha", event=missing),
+    )
+    rows = {row["event_file"]: row for row in client.get("/api/1/rejected", params=query).json()["data"]}
+    assert rows.keys() == expected
+    if not query:
+        announces = ("timestep_id", "experiment_id", "position", "type", "timestamp", "state")
+        assert [rows["unreadable"][name] for name in announces] == [None] * 6
+        assert [rows["missing"][name] for name in announces] == [
+            *(str(missing.timestep_id), "other", 3, "video", "2026-11-23T12:00:00Z", None)
+        ]
+        assert rows["again"]["state"] == "uploaded"
 
 
 def test_archives_and_their_members(client: TestClient, engine: Engine, event_log: EventLog) -> None:

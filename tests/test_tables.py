@@ -16,7 +16,7 @@ from blocks.database import alembic_config, create_engine, migrate, pending_migr
 from blocks.settings import MissingSetting, Settings
 from blocks.tables import Timestep, TimestepState
 from flows.apply import apply_events
-from tests.events import NOON, announced, archived, delivered, failed, ingested, purged, said, uploaded
+from tests.events import NOON, announced, archived, delivered, failed, ingested, purged, rejected, said, uploaded
 
 
 def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
@@ -52,6 +52,8 @@ def test_what_a_migration_adds_is_filled_from_the_history(engine: Engine) -> Non
         said(uploaded(gone), 5),
         said(purged(gone), 7),
         said(purged(gone, run=2), 9),
+        said(rejected("events/nul.json", event=announced(metadata={"nul": "\0"})), 10),
+        said(rejected("events/unreadable.json"), 11),
     )
     with Session(engine) as session, session.begin():
         apply_events(session, entries)
