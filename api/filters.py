@@ -9,12 +9,13 @@ from sqlmodel import col, func, select
 
 from api.paging import Instant, Paging
 from blocks.event_file import TimestepType
-from blocks.tables import Timestep, TimestepState, TimestepTally
+from blocks.tables import PositionTally, Timestep, TimestepState, TimestepTally
 
 TIMESTEPS = func.coalesce(func.sum(TimestepTally.timesteps), 0)
 EXPERIMENTS = func.count(col(TimestepTally.experiment_id).distinct())
 
-_Table = type[Timestep] | type[TimestepTally]
+_Timesteps = type[Timestep]
+_Tally = type[TimestepTally] | type[PositionTally]
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 
@@ -42,35 +43,46 @@ class TimestepFilter(BaseModel):
 
     def narrow(self, rows: Select[Any]) -> Select[Any]:
         """The rows of a query over timesteps that pass."""
-        rows = self._narrow(rows, Timestep)
-        if self.position is not None:
-            rows = rows.where(col(Timestep.position) == self.position)
+        rows = rows.where(
+            *asked_for({**self._kind(Timestep), Timestep.state: self.state, Timestep.position: self.position})
+        )
         if self.start:
             rows = rows.where(col(Timestep.timestamp) >= self.start)
         if self.end:
             rows = rows.where(col(Timestep.timestamp) < self.end)
         return rows
 
+    def narrow_tally(self, rows: Select[Any], tally: _Tally) -> Select[Any]:
+        """The rows of a query over a tally that pass, as far as it tells."""
+        return rows.where(*asked_for(self._kind(tally)))
+
     def tally(
         self, counted: Any = TIMESTEPS, states: Sequence[TimestepState] = tuple(TimestepState)
     ) -> Select[Any] | None:
         """How many timesteps in these states pass; None where the tallies don't tell that."""
-        if self.position is not None or self.start or self.end:
+        if self._goes_beyond_tallies:
             return None
-        there = col(TimestepTally.timesteps) > 0, col(TimestepTally.state).in_(states)
-        return self._narrow(select(counted), TimestepTally).where(*there)
+        return self._tallied(select(counted)).where(col(TimestepTally.state).in_(states))
 
-    def _narrow(self, rows: Select[Any], table: _Table) -> Select[Any]:
-        return rows.where(
-            *asked_for(
-                {
-                    table.system: self.system,
-                    table.experiment_id: self.experiment,
-                    table.state: self.state,
-                    table.type: self.type,
-                }
-            )
-        )
+    def experiments(self) -> Select[Any]:
+        """The experiments with timesteps that pass."""
+        rows = self._tallied(select(TimestepTally.experiment_id, TIMESTEPS)).group_by(col(TimestepTally.experiment_id))
+        if not self._goes_beyond_tallies:
+            return rows
+        # One look into an index for each experiment: OFFSET keeps PostgreSQL from joining all timesteps instead.
+        one = self.narrow(select(Timestep.id)).where(col(Timestep.experiment_id) == TimestepTally.experiment_id)
+        return rows.where(one.offset(0).correlate(TimestepTally).exists())
+
+    @property
+    def _goes_beyond_tallies(self) -> bool:
+        return self.position is not None or self.start is not None or self.end is not None
+
+    def _tallied(self, rows: Select[Any]) -> Select[Any]:
+        there = col(TimestepTally.timesteps) > 0
+        return self.narrow_tally(rows, TimestepTally).where(there, *asked_for({TimestepTally.state: self.state}))
+
+    def _kind(self, table: _Tally | _Timesteps) -> dict[Any, object]:
+        return {table.system: self.system, table.experiment_id: self.experiment, table.type: self.type}
 
 
 class TimestepQuery(Paging, TimestepFilter):

@@ -127,6 +127,8 @@ def fetch_page(
     path: str,
     show: Callable[[Any], T],
     tally: Select[Any] | None = None,
+    *,
+    is_countable: bool = True,
 ) -> Page[T]:
     """Fetch the page of `rows` that was asked for.
 
@@ -135,6 +137,7 @@ def fetch_page(
         path: names the list, so that no cursor is taken for one of another list.
         show: makes of a row what is answered.
         tally: tells how many rows there are, where that is known without counting them.
+        is_countable: whether counting them is worth its time.
 
     Raises:
         Problem: when the cursor makes no sense.
@@ -144,8 +147,13 @@ def fetch_page(
     found = session.execute(part.order_by(*order.by()).limit(paging.limit + 1)).all()
     page = [row[0] if len(row) == 1 else row for row in found[: paging.limit]]
     is_last = len(found) <= paging.limit
+    count: int | None = None
+    if is_last and not paging.cursor:
+        count = len(page)
+    elif is_countable:
+        count = _count(session, rows, tally)
     return Page(
-        count=len(page) if is_last and not paging.cursor else _count(session, rows, tally),
+        count=count,
         data=[show(row) for row in page],
         next=None if is_last else order.write(page[-1], scope),
     )

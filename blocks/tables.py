@@ -49,6 +49,7 @@ class Timestep(SQLModel, table=True):
         # What they include, answers by itself what there is per day, and per experiment.
         Index("timestep_by_time", "timestamp", "id", postgresql_include=["state", "image_count", "size"]),
         Index("timestep_by_system", "system", "timestamp", "id"),
+        Index("timestep_by_type", "type", "timestamp", "id"),
         Index(
             "timestep_by_experiment",
             *("experiment_id", "position", "timestamp", "id"),
@@ -207,6 +208,18 @@ class TimestepTally(SQLModel, table=True):
     timesteps: int = Field(sa_column=Column(BigInteger, nullable=False), description="None of them left, if 0.")
     images: int = Field(sa_column=Column(BigInteger, nullable=False), description="As announced.")
     bytes: int = Field(sa_column=Column(BigInteger, nullable=False), description="In object storage.")
+
+
+class PositionTally(SQLModel, table=True):
+    """How many timesteps there are of each position. PostgreSQL keeps it."""
+
+    __tablename__ = "position_tally"
+
+    experiment_id: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    system: str = Field(primary_key=True)
+    type: TimestepType = Field(sa_column=Column(_words(TimestepType), primary_key=True))
+    timesteps: int = Field(sa_column=Column(BigInteger, nullable=False), description="None of them left, if 0.")
 
 
 class EventTally(SQLModel, table=True):

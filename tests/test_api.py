@@ -328,6 +328,47 @@ def test_experiments_come_in_pages(client: TestClient, engine: Engine, event_log
     ]
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"system": "aretha"},
+        {"type": "video"},
+        {"experiment": "20261101_001"},
+        {"state": "failed"},
+        {"position": 1},
+        {"position": 7},
+        {"start": "2026-11-23T12:20:00Z"},
+        {"end": "2026-11-23T12:20:00Z", "system": "prince", "type": "stitch"},
+    ],
+)
+def test_experiments_say_what_their_timesteps_say(
+    client: TestClient, engine: Engine, event_log: EventLog, query: dict[str, Any]
+) -> None:
+    events = a_night(11)
+    record(engine, event_log, *(uploaded(event, system="aretha" if event.position else "prince") for event in events))
+    record(engine, event_log, failed(announced(experiment_id="other", timestamp=NOON + timedelta(hours=1))))
+    timesteps = client.get("/api/1/timesteps", params={**query, "limit": 500}).json()["data"]
+    found = client.get("/api/1/experiments", params=query).json()
+    assert found["count"] == len(found["data"])
+    assert [row["experiment_id"] for row in found["data"]] == sorted(
+        {timestep["experiment_id"] for timestep in timesteps}, reverse=True
+    )
+    for row in found["data"]:
+        of_it = [timestep for timestep in timesteps if timestep["experiment_id"] == row["experiment_id"]]
+        assert row == {
+            "experiment_id": row["experiment_id"],
+            "systems": sorted({timestep["system"] for timestep in of_it}),
+            "timesteps": len(of_it),
+            "positions": len({timestep["position"] for timestep in of_it}),
+            "images": sum(timestep["image_count"] for timestep in of_it),
+            "bytes": sum(timestep["size"] or 0 for timestep in of_it),
+            "states": {state: sum(timestep["state"] == state for timestep in of_it) for state in row["states"]},
+            "first": min(timestep["timestamp"] for timestep in of_it),
+            "last": max(timestep["timestamp"] for timestep in of_it),
+        }
+
+
 def test_days_begin_where_the_time_zone_says(client: TestClient, engine: Engine, event_log: EventLog) -> None:
     late = announced(timestamp=datetime(2026, 11, 23, 23, 30, tzinfo=UTC))
     record(engine, event_log, uploaded(late), ingested(announced()))

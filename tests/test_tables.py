@@ -151,8 +151,13 @@ def test_tallies_agree_with_what_they_count(engine: Engine) -> None:
 def assert_tallies_agree(engine: Engine) -> None:
     counted = """select experiment_id, system, type, state, count(*), sum(image_count), coalesce(sum(size), 0)
         from timestep group by 1, 2, 3, 4"""
+    positions = "select experiment_id, position, system, type, count(*) from timestep group by 1, 2, 3, 4"
     events = "select type, count(*) from timestep_event group by 1"
     with engine.connect() as connection:
-        for table, rows in (("timestep_tally where timesteps <> 0", counted), ("event_tally", events)):
+        for table, rows in (
+            ("timestep_tally where timesteps <> 0", counted),
+            ("position_tally where timesteps <> 0", positions),
+            ("event_tally", events),
+        ):
             kept = connection.execute(text(f"select * from {table}"))
             assert sorted(kept) == sorted(connection.execute(text(rows)))

@@ -64,11 +64,16 @@ class ArchiveQuery(Paging, TimestepFilter):
 @router.get("/archives", summary="Archives on tape")
 def archives(query: Annotated[ArchiveQuery, Query()], session: SessionDep) -> Page[ArchiveSummary]:
     """Newest first. The filters say which timesteps an archive must hold one of."""
-    rows = select(Archive)
+    rows, is_countable = select(Archive), True
     if query.is_narrow:
-        holding = select(ArchiveMember.archive_id).join(Timestep, col(Timestep.key) == col(ArchiveMember.key))
-        rows = rows.where(col(Archive.id).in_(query.narrow(holding)))
-    return fetch_page(session, rows, NEWEST_FIRST, query, "archives", ArchiveSummary.of)
+        holding = query.narrow(
+            select(ArchiveMember.archive_id).join(Timestep, col(Timestep.key) == col(ArchiveMember.key))
+        )
+        # Of few timesteps, their archives are found first; else each archive is looked into until one is found.
+        are_few = query.experiment is not None or query.start is not None or query.end is not None
+        rows = rows.where(col(Archive.id).in_(holding.distinct() if are_few else holding))
+        is_countable = are_few
+    return fetch_page(session, rows, NEWEST_FIRST, query, "archives", ArchiveSummary.of, is_countable=is_countable)
 
 
 @router.get("/archives/{archive_id}", summary="One archive", responses=documented(HTTPStatus.NOT_FOUND))

@@ -9,20 +9,21 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
-from sqlalchemy import Row, Select, func
+from sqlalchemy import Row, func
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlmodel import col, select
 
 from api.deps import SessionDep
-from api.filters import EXPERIMENTS, Name, TimestepQuery
+from api.experiment_figures import figures_of
+from api.filters import EXPERIMENTS, Name, TimestepFilter, TimestepQuery
 from api.paging import Order, Page, fetch_page
 from api.problems import Problem, documented
 from blocks.event_file import TimestepType
-from blocks.tables import Timestep, TimestepState
+from blocks.tables import Timestep, TimestepState, TimestepTally
 
 router = APIRouter(tags=["experiments"])
 
-NEWEST_FIRST = Order((col(Timestep.experiment_id),), ("experiment_id",), (str,))
+NEWEST_FIRST = Order((col(TimestepTally.experiment_id),), ("experiment_id",), (str,))
 
 # A timestep is missing where one took longer than this many times what is usual.
 LATE = 1.5
@@ -77,21 +78,6 @@ class ExperimentDetail(Experiment):
     coverage: list[Coverage] = Field(description="Position by position.")
 
 
-def _experiments() -> Select[Any]:
-    states = (func.count().filter(col(Timestep.state) == state).label(state.value) for state in TimestepState)
-    return select(  # type: ignore[call-overload,no-any-return]
-        Timestep.experiment_id,
-        func.array_agg(col(Timestep.system).distinct()).label("systems"),
-        func.count().label("timesteps"),
-        func.count(col(Timestep.position).distinct()).label("positions"),
-        func.sum(Timestep.image_count).label("images"),
-        func.coalesce(func.sum(Timestep.size), 0).label("bytes"),
-        func.min(Timestep.timestamp).label("first"),
-        func.max(Timestep.timestamp).label("last"),
-        *states,
-    ).group_by(col(Timestep.experiment_id))
-
-
 def _experiment(row: Row[Any]) -> Experiment:
     found = row._asdict()
     return Experiment.model_validate({**found, "states": {state: found[state.value] for state in TimestepState}})
@@ -100,8 +86,12 @@ def _experiment(row: Row[Any]) -> Experiment:
 @router.get("/experiments", summary="Experiments")
 def experiments(query: Annotated[TimestepQuery, Query()], session: SessionDep) -> Page[Experiment]:
     """By their id, the highest first: ids begin with a date. The filters say which timesteps count."""
-    rows = query.narrow(_experiments())
-    return fetch_page(session, rows, NEWEST_FIRST, query, "experiments", _experiment, query.tally(EXPERIMENTS))
+    rows, tally = query.experiments(), query.tally(EXPERIMENTS)
+    page = fetch_page(session, rows, NEWEST_FIRST, query, "experiments", lambda row: str(row.experiment_id), tally)
+    figures = figures_of(session, page.data, query)
+    # What was removed in between is left out.
+    data = [_experiment(figures[id]) for id in page.data if id in figures]
+    return Page(count=page.count, data=data, next=page.next)
 
 
 @router.get("/experiments/{experiment_id}", summary="One experiment", responses=documented(HTTPStatus.NOT_FOUND))
@@ -109,7 +99,7 @@ def experiment(
     experiment_id: Annotated[Name, Path(description="Its id.", examples=["20261101_004"])], session: SessionDep
 ) -> ExperimentDetail:
     """Coverage per position over time, with the gaps: where one should have a timestep by its own cadence."""
-    row = session.execute(_experiments().where(col(Timestep.experiment_id) == experiment_id)).one_or_none()
+    row = figures_of(session, [experiment_id], TimestepFilter()).get(experiment_id)
     if row is None:
         raise Problem(HTTPStatus.NOT_FOUND, f"There is no experiment {experiment_id}.")
     # One row per position: two thousand rows take longer than all the rest.
