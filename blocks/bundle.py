@@ -15,7 +15,7 @@ from typing import Self
 from typing_extensions import Buffer
 
 from blocks.proven_object import Image
-from blocks.source_file import BundleError, SourceChanged, SourceFile, find_sources
+from blocks.source_file import BundleError, SourceChanged, SourceFile, find_sources, settled_state_of
 from blocks.tar_member import Member
 
 __all__ = ["MANIFEST", "METADATA", "Bundle", "BundleError", "BundleReader", "Member", "SourceChanged"]
@@ -37,11 +37,14 @@ class Bundle:
         size: bytes of the whole tar.
         layout_digest: SHA-256 over all headers and the metadata; it identifies names, sizes,
             modification times and order.
+        source_state: of the files as they were before any was read, to tell later that they are the same
+            still; None where they had changed just before.
     """
 
-    def __init__(self, members: tuple[Member, ...], metadata: bytes) -> None:
+    def __init__(self, members: tuple[Member, ...], metadata: bytes, source_state: str | None = None) -> None:
         self.members = members
         self.metadata = metadata
+        self.source_state = source_state
         # Like GNU tar: two empty blocks, then filled up to whole records.
         end = members[-1].end + 2 * tarfile.BLOCKSIZE
         self.size = end + -end % tarfile.RECORDSIZE
@@ -81,7 +84,7 @@ class Bundle:
         for name, source in sources.items():
             add(name, source.size, source.mtime_ns, source)
         add(MANIFEST, manifest_size, made_at)
-        return cls(tuple(members), metadata)
+        return cls(tuple(members), metadata, settled_state_of(sources))
 
     @property
     def image_members(self) -> tuple[Member, ...]:

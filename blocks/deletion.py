@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from blocks.source_file import SourceFile
@@ -34,15 +35,19 @@ def delete_files(
         NotDeleted: at the first that is not the file that was looked at, or would not be below `home`.
         OSError: when their mount refuses.
     """
+    gone: set[int] = set()
     for name, file in files.items():
         path = PurePosixPath(directory, name)
         fence()
         try:
             with _parent_of(home, path) as parent:
                 now = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
-                if SourceFile(file.path, now.st_size, now.st_mtime_ns, now.st_ino) != file:
+                # Where a file has several names, its time of change is when we deleted the one before.
+                expected = replace(file, ctime_ns=now.st_ctime_ns) if file.inode in gone else file
+                if not expected.is_still(now):
                     raise NotDeleted(f"{home / path} is not the file any more that was compared")
                 os.unlink(path.name, dir_fd=parent)
+                gone.add(file.inode)
         except FileNotFoundError:
             continue
 

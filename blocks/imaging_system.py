@@ -80,7 +80,7 @@ class ImagingSystem(Block):
     )
     purge_needs_tape: bool = Field(True, description="Delete files only once the timestep is known to be on tape.")
     purge_compares: Literal["state", "content"] = Field(
-        "state", description="Compare files before they are deleted by size and modification time, or by content."
+        "state", description="Compare files before they are deleted by sizes, inodes and times, or by content."
     )
 
     @field_validator("time_zone")

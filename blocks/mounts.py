@@ -12,6 +12,8 @@ _NETWORK = {
     *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"),
     *("nfs", "nfs4", "ocfs2", "orangefs", "panfs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
 }
+# What was done to a file is not to be told from its times there: they keep no time of change that can't be set.
+_NO_CHANGE_TIMES = {"exfat", "fuse.sshfs", "msdos", "vfat"}
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -30,6 +32,11 @@ class Mount:
         return self.kind in _NETWORK or self.kind.startswith("fuse.")
 
     @property
+    def has_change_times(self) -> bool:
+        """Whether whatever is done to a file changes a time of it."""
+        return self.kind not in _NO_CHANGE_TIMES
+
+    @property
     def is_read_only(self) -> bool:
         """Whether nothing can be changed there."""
         return "ro" in self.options
@@ -38,12 +45,21 @@ class Mount:
 def mount_of(path: Path) -> Mount:
     """The mounted file system that a path lies on, whether or not the path exists."""
     place = path.resolve()
-    mounts = [_parse(line) for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
     # Of several on one another, the last one counts.
     return max(
-        enumerate(mount for mount in mounts if place.is_relative_to(mount.point)),
+        enumerate(mount for mount in _mounts() if place.is_relative_to(mount.point)),
         key=lambda numbered: (len(numbered[1].point.parts), numbered[0]),
     )[1]
+
+
+def mounts_within(path: Path) -> list[Path]:
+    """Where something is mounted at a path or below it, so that its files belong elsewhere."""
+    place = path.resolve()
+    return [mount.point for mount in _mounts() if mount.point.is_relative_to(place)]
+
+
+def _mounts() -> list[Mount]:
+    return [_parse(line) for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
 
 
 def _parse(line: str) -> Mount:

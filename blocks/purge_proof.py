@@ -6,22 +6,17 @@ The proof comes from the object itself, asked now, and from the files, compared 
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from blocks.bundle import Bundle, BundleError
 from blocks.event_file import InvalidEventFile
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Proof
 from blocks.purgeable import NotProven, Purgeable
-from blocks.source_file import SourceFile, find_sources
-
-# A file that changed after its upload began is compared by its content. A second for coarse clocks.
-_CLOCK_SECONDS = 1.0
+from blocks.source_file import BundleError, SourceFile, find_sources, state_of
 
 
 @dataclass(frozen=True)
@@ -81,13 +76,16 @@ def prove_object(timestep: Purgeable, store: ObjectStore, *, needs_tape: bool) -
     return checks
 
 
-def prove_files(timestep: Purgeable, directory: Path, compare: Literal["state", "content"]) -> Proven:
+def prove_files(
+    timestep: Purgeable, directory: Path, uploaded_state: str | None, compare: Literal["state", "content"]
+) -> Proven:
     """Make sure that every file below a directory is in the object.
 
     Args:
         directory: the image directory, or a copy of it; it may be gone.
-        compare: by size and modification time, or by content. Content decides in any case where a file's
-            state was changed after the upload began, or where some files are gone.
+        uploaded_state: of the files when they were read for the upload.
+        compare: by their state, or by their content. Content decides in any case where the state is another one,
+            is not known, or where some files are gone.
 
     Raises:
         NotProven: when a file is there that was not uploaded, or is not what was uploaded.
@@ -104,26 +102,13 @@ def prove_files(timestep: Purgeable, directory: Path, compare: Literal["state", 
             raise NotProven(f"{file.path} has {file.size} bytes, uploaded were {timestep.images[name].size}")
     if not files:
         return Proven({}, ["None of its files is there any more."])
-    if compare == "state" and _is_as_uploaded(timestep, directory, files):
-        return Proven(files, [f"Its {len(files)} files have the names, sizes and modification times of the upload."])
+    if compare == "state" and uploaded_state == state_of(files) and files.keys() == timestep.images.keys():
+        sentence = f"Its {len(files)} files have the names, sizes, inodes and all times they had before the upload."
+        return Proven(files, [sentence])
     for name, file in files.items():
         if _hash(file) != timestep.images[name].sha256:
             raise NotProven(f"{file.path} has another content than what was uploaded")
     return Proven(files, [f"Each of its {len(files)} files was read and has the SHA-256 of its image in the object."])
-
-
-def _is_as_uploaded(timestep: Purgeable, directory: Path, files: Mapping[str, SourceFile]) -> bool:
-    """Whether the layout, computed anew, is the object's, and no file was touched since the upload began."""
-    began = timestep.row.upload_started_at
-    if began is None or files.keys() != timestep.images.keys():
-        return False
-    try:
-        layout = Bundle.of(directory, timestep.ingested.metadata).layout_digest
-    except BundleError:
-        return False
-    # The layout knows modification times to the second, and these can be set. The time of the change can't.
-    changed = max(os.lstat(file.path).st_ctime for file in files.values())
-    return layout == timestep.row.layout_digest and changed < began.timestamp() - _CLOCK_SECONDS
 
 
 def _hash(file: SourceFile) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Engine, tuple_
 from sqlmodel import Session, col, or_, select
 
-from blocks.messages import Ingested
+from blocks.messages import Ingested, Uploaded
 from blocks.proven_object import Image
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 
@@ -29,6 +29,10 @@ class Purgeable:
     ingested: Ingested
     images: Mapping[str, Image]
     """By their names: paths below the image directory."""
+    source_state: str | None
+    """Of the image directory when the upload, or the copy it was made of, read it; None where nobody said so."""
+    copy_state: str | None
+    """Of the copy in staging when the upload read it."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,21 @@ class PurgeableTimesteps:
             NotProven: when the history does not tell it.
         """
         event = TimestepEvent
-        query = select(event.data).where(event.timestep_id == row.id, event.type == Ingested.type)
+        first = select(event.data).where(event.timestep_id == row.id, event.type == Ingested.type)
+        # The one that the row tells of.
+        last = select(event.data).where(event.timestep_id == row.id, event.type == Uploaded.type)
         with Session(self._engine) as session:
-            data = session.exec(query.order_by(col(event.time))).first()
+            data = session.exec(first.order_by(col(event.time), col(event.id))).first()
+            upload = session.exec(last.order_by(col(event.time).desc(), col(event.id).desc())).first() or {}
             images = session.exec(select(TimestepImage).where(TimestepImage.timestep_id == row.id)).all()
             if data is None:
                 raise NotProven("its history does not tell its event file")
             if not images:
                 raise NotProven("it is not known what is in its object")
             known = {image.name: Image(**image.model_dump(exclude={"timestep_id"})) for image in images}
-        return Purgeable(row, Ingested.model_validate(data), known)
+        return Purgeable(
+            row, Ingested.model_validate(data), known, upload.get("source_state"), upload.get("copy_state")
+        )
 
     def check_unshared(self, row: Timestep) -> None:
         """Make sure that no other timestep has its images in the same directory, or in one above or below.

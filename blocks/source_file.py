@@ -1,13 +1,18 @@
 """Regular files as they were when a directory was read, and proof that they still are."""
 
+import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+# What changed so shortly before it was looked at (seconds) may change again and look the same, where times are coarse.
+FRESH_SECONDS = 1.0
 
 
 class BundleError(Exception):
@@ -29,6 +34,8 @@ class SourceFile:
     path: Path
     size: int
     mtime_ns: int
+    ctime_ns: int
+    """When something was last done to it; unlike the modification time, it can't be set."""
     inode: int
 
     @classmethod
@@ -40,14 +47,18 @@ class SourceFile:
         """
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"{path} is {_kind(status.st_mode)}; only regular files are archived")
-        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def is_still(self, now: os.stat_result) -> bool:
+        """Whether a path of this state holds the very file, and nothing was done to it."""
+        return stat.S_ISREG(now.st_mode) and SourceFile.of(self.path, now) == self
 
     @contextmanager
     def open(self) -> Iterator[io.FileIO]:
         """Open it for reading, and make sure that it is the same file, before and after.
 
         Raises:
-            SourceChanged: if it vanished, or its size, modification time or inode are not what they were.
+            SourceChanged: if it vanished, or its size, times or inode are not what they were.
             SourceUnreadable: if it can't be opened.
         """
         try:
@@ -87,6 +98,7 @@ class SourceFile:
             for what, before, after in (
                 ("size", self.size, now.st_size),
                 ("mtime_ns", self.mtime_ns, now.st_mtime_ns),
+                ("ctime_ns", self.ctime_ns, now.st_ctime_ns),
                 ("inode", self.inode, now.st_ino),
             )
             if before != after
@@ -104,6 +116,21 @@ def find_sources(directory: Path) -> dict[str, SourceFile]:
     """
     found = dict(_walk(directory, ""))
     return {name: found[name] for name in sorted(found, key=str.encode)}
+
+
+def state_of(files: Mapping[str, SourceFile]) -> str:
+    """Identifies files in the state they are in: with the same state later, nothing was done to any of them since.
+
+    It is told by one clock, that of the file system, at two moments, and by nothing else.
+    """
+    states = [(name, file.size, file.mtime_ns, file.ctime_ns, file.inode) for name, file in sorted(files.items())]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def settled_state_of(files: Mapping[str, SourceFile]) -> str | None:
+    """Their state, if whatever is done to them from now on gives another one; None where it is too early to say."""
+    latest = max((file.ctime_ns for file in files.values()), default=0)
+    return None if latest > (time.time() - FRESH_SECONDS) * 1e9 else state_of(files)
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, SourceFile]]:

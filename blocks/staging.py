@@ -1,7 +1,7 @@
 """Copies of timesteps on a disk of ours, for sources that are slow, or about to run full.
 
 A copy is there as a whole or not at all: `<root>/<system>/<timestep_id>` comes by a rename, once all of it is
-durable, with `<timestep_id>.json` beside it, which says what its files hash to.
+durable, with `<timestep_id>.json` beside it, which says what its files hash to, and how the source was.
 """
 
 import fcntl
@@ -14,13 +14,16 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from blocks.errors import ArchiverError
 from blocks.settings import Settings
-from blocks.source_file import BundleError, SourceFile, SourceUnreadable, find_sources
+from blocks.source_file import BundleError, SourceFile, SourceUnreadable, find_sources, settled_state_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,24 @@ _RESERVE = 0.05
 
 class StagingFull(ArchiverError):
     """There is no room for a copy now; the message says how much there is."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A sound copy of a timestep."""
+
+    directory: Path
+    source_state: str | None
+    """Of the source as it was when this was copied from it; None where that is not known."""
+
+
+class _Copied(BaseModel):
+    """What is said of a copy, beside it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: dict[str, str] = Field(description="SHA-256 of each file, by its name.")
+    source_state: str | None = Field(None, description="Of the source before it was read.")
 
 
 class Staging:
@@ -55,7 +76,7 @@ class Staging:
         """The directory of a system's copies."""
         return self._root / system
 
-    def find(self, system: str, timestep_id: UUID, source: Path) -> Path | None:
+    def find(self, system: str, timestep_id: UUID, source: Path) -> Copy | None:
         """The copy of a timestep, if there is one that still is what was copied, and what the source holds.
 
         Each file is read for that: a copy must never get between the source and the proof of an upload.
@@ -67,14 +88,14 @@ class Staging:
         copy = self.home(system) / timestep_id.hex
         if not copy.is_dir():
             return None
-        said = json.loads((self.home(system) / f"{timestep_id.hex}.json").read_text())
+        said = _read_said(self.home(system) / f"{timestep_id.hex}.json")
         try:
             files = find_sources(copy)
             if source.is_dir() and not _holds(files, find_sources(source)):
                 logger.warning("%s is passed over: %s was changed since it was copied", copy, source)
                 return None
-            if {name: _hash(file) for name, file in files.items()} == said:
-                return copy
+            if {name: _hash(file) for name, file in files.items()} == said.files:
+                return Copy(copy, said.source_state)
             logger.warning("%s is passed over: it is not what was copied", copy)
         except SourceUnreadable as error:
             raise OSError(f"it can't be told whether {copy} is sound: {error}") from error
@@ -96,15 +117,17 @@ class Staging:
             BundleError: when a file can't be read, or changes meanwhile.
             OSError: when the copy can't be written, or one that is there can't be read.
         """
-        if copy := self.find(system, timestep_id, source):
-            return copy
+        if found := self.find(system, timestep_id, source):
+            return found.directory
         files = find_sources(source)
+        source_state = settled_state_of(files)
         home = self.home(system)
         partial, copy = home / f".{timestep_id.hex}.partial", home / timestep_id.hex
         damaged = home / f".{timestep_id.hex}.damaged"
         with self._reserved(partial, sum(file.size for file in files.values())):
             hashes = {name: _copy(file, partial / "files" / name) for name, file in files.items()}
-            _write(home / f"{timestep_id.hex}.json", json.dumps(hashes, indent=1).encode())
+            said = _Copied(files=hashes, source_state=source_state)
+            _write(home / f"{timestep_id.hex}.json", said.model_dump_json(indent=1).encode())
             for directory, _, _ in os.walk(partial):
                 _sync(Path(directory))
             if copy.exists():
@@ -166,6 +189,12 @@ class Staging:
             yield
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_said(path: Path) -> _Copied:
+    """What is said of a copy; by an older release, only what its files hash to."""
+    said = json.loads(path.read_text())
+    return _Copied.model_validate(said if isinstance(said.get("files"), dict) else {"files": said})
 
 
 def _is_copy(path: Path) -> bool:

@@ -9,7 +9,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Literal, cast
 from uuid import UUID
 
 from prefect import State, flow, get_run_logger
@@ -25,7 +25,7 @@ from blocks.image_directory import SystemAway
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.messages import LogEvent, SourcePurged
-from blocks.mounts import mount_of
+from blocks.mounts import mount_of, mounts_within
 from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.purge_proof import prove_event_file, prove_files, prove_object
@@ -99,7 +99,9 @@ class SourcePurge:
             event_file = prove_event_file(timestep, self._system)
             if Path(os.path.realpath(home / row.image_dir)) != Path(os.path.realpath(home), row.image_dir):
                 raise NotProven(f"{row.image_dir} leads through a symbolic link")
-            proven = prove_files(timestep, home / row.image_dir, self._system.purge_compares)
+            if mounted := mounts_within(home / row.image_dir):
+                raise NotProven(f"something is mounted at {mounted[0]}; its files may belong elsewhere")
+            proven = prove_files(timestep, home / row.image_dir, timestep.source_state, self._compares)
             begun = self._log.redis.get(f"{self._log.stream}:purging:source:{row.id}")
             if not proven.files and event_file is None and begun is None:
                 raise NotProven("its files are gone, but not by a purge of ours")
@@ -125,6 +127,10 @@ class SourcePurge:
             self._log.append(LogEvent.of(purged, STAGE))
             self._log.register.forget(row.system, ingested.event_file)
             return purged.files, purged.bytes
+
+    @property
+    def _compares(self) -> Literal["state", "content"]:
+        return self._system.purge_compares if mount_of(self._system.directory).has_change_times else "content"
 
     def _claims(self) -> dict[str, str]:
         """The image directories of event files that are not taken in, or not yet; and which files these are."""

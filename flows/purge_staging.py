@@ -63,7 +63,7 @@ class StagingPurge:
         home, copy = self._staging.home(row.system), row.id.hex
         with hold(self._log.redis, lease_name(self._log, row.key or "")) as lease:
             checks = prove_object(timestep, self._store, needs_tape=False)
-            proven = prove_files(timestep, home / copy, self._system.purge_compares)
+            proven = prove_files(timestep, home / copy, timestep.copy_state, self._system.purge_compares)
             purged = StagingPurged(
                 timestep_id=row.id,
                 system=row.system,

@@ -31,7 +31,7 @@ from blocks.object_errors import KeyTaken
 from blocks.object_store import ObjectStore
 from blocks.remembered import Remembered
 from blocks.settings import Settings, get_settings
-from blocks.staging import Staging
+from blocks.staging import Copy, Staging
 from blocks.upload_journal import RedisJournal
 from flows.again import TRIES, try_again
 
@@ -72,8 +72,8 @@ def upload(
         LeaseTaken: while another process uploads the same timestep.
     """
     started_at = datetime.now(UTC)
-    directory = find_images(timestep, settings)
-    bundle = Bundle.of(directory, timestep.metadata)
+    copy = find_copy(timestep, settings)
+    bundle = Bundle.of(copy.directory if copy else find_images(timestep, settings), timestep.metadata)
     key = timestep.event.key
     with hold(log.redis, lease_name(log, key)) as lease:
         journal = RedisJournal(log.redis, store.bucket_name)
@@ -89,23 +89,32 @@ def upload(
         event=timestep.event,
         bucket=store.bucket_name,
         started_at=started_at,
+        source_state=copy.source_state if copy else bundle.source_state,
+        copy_state=bundle.source_state if copy else None,
         **dict(stored),
     )
 
 
+def find_copy(timestep: Ingested, settings: Settings) -> Copy | None:
+    """The copy in staging, if there is a sound one, which is read then instead of the source.
+
+    Raises:
+        OSError: when a copy, or a source that is there, can't be read now.
+    """
+    if not settings.staging_dir:
+        return None
+    source = cast(Path, settings.data_dir) / timestep.system / timestep.event.img_dir
+    return Staging.from_settings(settings).find(timestep.system, timestep.timestep_id, source)
+
+
 def find_images(timestep: Ingested, settings: Settings) -> Path:
-    """The directory to read: the copy in staging where there is a sound one, or else the source.
+    """The directory on the source.
 
     Raises:
         ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
-        OSError: when a copy, or the source, can't be read now.
+        OSError: when it can't be read now.
     """
     system = ImagingSystem(name=timestep.system, root=cast(Path, settings.data_dir))
-    if settings.staging_dir:
-        source = system.directory / timestep.event.img_dir
-        copy = Staging.from_settings(settings).find(timestep.system, timestep.timestep_id, source)
-        if copy:
-            return copy
     return system.check_images(timestep.event, accept_surplus=bool(timestep.warnings))
 
 

@@ -49,12 +49,17 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+def found(staging: Staging, timestep_id: UUID, source: Path) -> Path | None:
+    copy = staging.find("prince", timestep_id, source)
+    return copy.directory if copy else None
+
+
 def test_a_copy_has_the_same_content_and_gives_the_same_bundle(staging: Staging, source: Path) -> None:
     timestep_id = uuid4()
     copy = staging.stage("prince", timestep_id, source)
     assert contents(copy) == contents(source)
     assert Bundle.of(copy, b"{}").layout_digest == Bundle.of(source, b"{}").layout_digest
-    assert staging.find("prince", timestep_id, source) == copy
+    assert found(staging, timestep_id, source) == copy
     assert staging.copies("prince") == [timestep_id]
     assert staging.used() == sum(map(len, contents(source).values()))
     shutil.rmtree(source)
@@ -78,8 +83,8 @@ def test_a_copy_that_is_killed_is_not_there_and_the_next_one_is_whole(
         patch.setattr(shutil, "rmtree", lambda *_args, **_options: None)
         with pytest.raises(KilledError):
             staging.stage("prince", timestep_id, source)
-    if (found := staging.find("prince", timestep_id, source)) is not None:
-        assert contents(found) == contents(source)
+    if (copy := found(staging, timestep_id, source)) is not None:
+        assert contents(copy) == contents(source)
     assert contents(staging.stage("prince", timestep_id, source)) == contents(source)
     assert staging.reserved() == 0
 
@@ -128,7 +133,7 @@ def test_a_damaged_copy_is_all_that_is_left_and_stays(staging: Staging, source: 
     with pytest.raises(BundleError):
         staging.stage("prince", timestep_id, source)
     (copy / "more").unlink()
-    assert staging.find("prince", timestep_id, source) == copy
+    assert found(staging, timestep_id, source) == copy
 
 
 def test_a_copy_that_can_not_be_read_is_not_judged(
@@ -145,7 +150,7 @@ def test_a_copy_that_can_not_be_read_is_not_judged(
             patch.setattr(os, call, failing)
             with pytest.raises(OSError, match="Too many open files"):
                 staging.find("prince", timestep_id, source)
-    assert staging.find("prince", timestep_id, source) == copy
+    assert found(staging, timestep_id, source) == copy
 
 
 def test_a_copy_of_a_source_that_was_repaired_since_is_stale(staging: Staging, source: Path) -> None:
@@ -155,7 +160,7 @@ def test_a_copy_of_a_source_that_was_repaired_since_is_stale(staging: Staging, s
     assert staging.find("prince", timestep_id, source) is None
     assert contents(staging.stage("prince", timestep_id, source)) == contents(source)
     (source / "Img" / "Img_r00_c00.tif").unlink()  # what is being cleaned away is no matter
-    assert staging.find("prince", timestep_id, source) == copy
+    assert found(staging, timestep_id, source) == copy
 
 
 def test_copies_made_at_the_same_time_respect_the_budget(tmp_path: Path, source: Path) -> None:
@@ -194,7 +199,7 @@ def test_what_died_is_cleaned_up_after_a_while(staging: Staging, source: Path) -
     staging.clean("prince", older_than=0)
     assert not partial.exists()
     assert not orphan.exists()
-    assert staging.find("prince", timestep_id, source) == copy
+    assert found(staging, timestep_id, source) == copy
 
 
 # --- from the copy into the bucket, and away

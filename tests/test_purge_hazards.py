@@ -1,0 +1,336 @@
+"""What is not proven is not deleted, whoever tampers with object and disk, and whatever is linked or mounted there."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import delete, update
+from sqlmodel import Session, select
+
+from blocks import deletion, mounts
+from blocks.messages import Ingested, SourcePurged
+from blocks.source_file import find_sources
+from blocks.tables import Timestep, TimestepEvent, TimestepImage
+from tests.purging import Lab, alter, image_of, overwrite_object
+
+pytest_plugins = ["tests.purging"]
+
+
+# --- what stays
+
+
+def _put(lab: Lab, timestep: Ingested, content: bytes = b"", said: dict[str, str] | None = None) -> None:
+    """The object, written anew with something else about it."""
+    found = lab.store.client.get_object(Bucket=lab.store.bucket_name, Key=timestep.event.key)
+    said = found["Metadata"] if said is None else said and found["Metadata"] | said
+    content = content or found["Body"].read()
+    lab.store.client.put_object(Bucket=lab.store.bucket_name, Key=timestep.event.key, Body=content, Metadata=said)
+
+
+def _delete_version(lab: Lab, timestep: Ingested) -> None:
+    """The bucket keeps the bytes, behind a marker that says they are deleted."""
+    where: Any = {"Bucket": lab.store.bucket_name}
+    lab.store.client.put_bucket_versioning(**where, VersioningConfiguration={"Status": "Enabled"})
+    lab.store.client.delete_object(**where, Key=timestep.event.key)
+
+
+def _set(lab: Lab, **values: Any) -> None:
+    with Session(lab.engine) as session, session.begin():
+        session.execute(update(Timestep).values(**values))
+
+
+def _forget_announcement(lab: Lab, _: Ingested) -> None:
+    with Session(lab.engine) as session, session.begin():
+        session.execute(delete(TimestepEvent).where(TimestepEvent.type == Ingested.type))  # type: ignore[arg-type]
+
+
+def _forget_images(lab: Lab, _: Ingested) -> None:
+    with Session(lab.engine) as session, session.begin():
+        session.execute(delete(TimestepImage))
+
+
+def _mount_within(lab: Lab, timestep: Ingested) -> None:
+    """Somebody else's directory, which the image directory shows as its own."""
+    place = image_of(lab, timestep).parent
+    command = ["mount", "--bind", str(place), str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+
+
+def _punch(image: Path) -> None:
+    """The file keeps its size, but its end was never written."""
+    before = image.stat()
+    os.truncate(image, before.st_size - 500)
+    os.truncate(image, before.st_size)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _replace(image: Path) -> None:
+    before = image.stat()
+    other = image.with_name("other")
+    other.write_bytes(os.urandom(before.st_size))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(image)
+
+
+def _link_above(lab: Lab, timestep: Ingested) -> None:
+    above = (lab.home / timestep.event.img_dir).parent
+    above.rename(lab.home / "elsewhere")
+    above.symlink_to("elsewhere")
+
+
+def _link_away(lab: Lab, timestep: Ingested) -> None:
+    directory = lab.home / timestep.event.img_dir
+    directory.rename(lab.home / "elsewhere")
+    directory.symlink_to(lab.home / "elsewhere")
+
+
+def _link_image(lab: Lab, image: Path) -> None:
+    image.rename(lab.home / "moved")
+    image.symlink_to(lab.home / "moved")
+
+
+def _drop_in(lab: Lab, img_dir: str) -> None:
+    lab.drop(img_dir=img_dir)
+    lab.record()
+
+
+def _announce_again(lab: Lab, timestep: Ingested) -> None:
+    event = json.loads((lab.home / timestep.event_file).read_text())
+    event["timestep_id"] = str(uuid4())
+    (lab.home / "events" / "another.json").write_text(json.dumps(event))
+
+
+def _rebuild(lab: Lab, timestep: Ingested) -> None:
+    """As if the database had been lost, and the timestep had been announced again since."""
+    with Session(lab.engine) as session, session.begin():
+        session.execute(update(Timestep).values(sha256=None))
+
+
+STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
+    "no object": (
+        lambda lab, it: lab.store.client.delete_object(Bucket=lab.store.bucket_name, Key=it.event.key),
+        "is gone from the bucket",
+    ),
+    "another object": (overwrite_object, "ETag is"),
+    "an object that is shorter": (lambda lab, it: _put(lab, it, content=b"short"), "size is 5, was"),
+    "an object of another timestep": (
+        lambda lab, it: _put(lab, it, said={"timestep-id": str(uuid4())}),
+        "timestep-id is",
+    ),
+    "an object laid out otherwise": (
+        lambda lab, it: _put(lab, it, said={"layout-digest": "0" * 64}),
+        "layout-digest is",
+    ),
+    "an object without metadata": (lambda lab, it: _put(lab, it, said={}), "timestep-id is None"),
+    "a versioned object that was deleted": (_delete_version, "is gone from the bucket"),
+    "another bucket recorded": (lambda lab, it: _set(lab, bucket=f"{lab.store.bucket_name}-old"), "bucket"),
+    "an upload without a proof": (lambda lab, it: _set(lab, checks=[]), "was not proven"),
+    "a history without its event file": (_forget_announcement, "does not tell its event file"),
+    "images that are not known": (_forget_images, "not known what is in its object"),
+    "a file system mounted in it": (lambda lab, it: _mount_within(lab, it), "something is mounted at"),
+    "image cut off": (lambda lab, it: os.truncate(image_of(lab, it), 1000), "has 1000 bytes, uploaded were"),
+    "image with a hole": (lambda lab, it: _punch(image_of(lab, it)), "another content"),
+    "image replaced by one of the same times": (lambda lab, it: _replace(image_of(lab, it)), "another content"),
+    "its Img is a link": (lambda lab, it: _link_image(lab, image_of(lab, it).parent), "a symbolic link"),
+    "a directory above is a link": (lambda lab, it: _link_above(lab, it), "symbolic link"),
+    "event file is a link": (lambda lab, it: _link_image(lab, lab.home / it.event_file), "not the event file any more"),
+    "image altered in place": (lambda lab, it: alter(image_of(lab, it)), "another content"),
+    "image of another size": (lambda lab, it: image_of(lab, it).write_bytes(b"short"), "has 5 bytes, uploaded were"),
+    "a file more": (lambda lab, it: (image_of(lab, it).parent / "notes.txt").touch(), "holds what was not uploaded"),
+    "an image is a link": (
+        lambda lab, it: _link_image(lab, image_of(lab, it)),
+        "a symbolic link",
+    ),
+    "its directory is a link": (_link_away, "symbolic link"),
+    "event file rewritten": (
+        lambda lab, it: (lab.home / it.event_file).write_text("{}"),
+        "is not the event file any more",
+    ),
+    "event file of another timestep": (
+        lambda lab, it: (lab.home / lab.drop(name="later").event_file).rename(lab.home / it.event_file),
+        "announces something else by now",
+    ),
+    "announced by another file": (_announce_again, "events/another.json announces"),
+    "another timestep in it": (
+        lambda lab, it: _drop_in(lab, f"{it.event.img_dir}/inner"),
+        "has its images in",
+    ),
+    "another timestep above": (lambda lab, it: _drop_in(lab, "20261101_004"), "has its images in"),
+    "found in the bucket, and not read": (_rebuild, "not read since"),
+    "an upload under way": (
+        lambda lab, it: lab.log.redis.set(f"{lab.log.stream}:lease:{it.event.key}", "somebody", ex=60),
+        "held by another process",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), STAYS.values(), ids=STAYS)
+def test_what_is_not_proven_stays_with_its_reason(
+    lab: Lab, change: Callable[[Lab, Ingested], object], reason: str
+) -> None:
+    timestep = lab.arrived()
+    change(lab, timestep)
+    before = lab.files()
+    try:
+        (outcome,) = lab.purge()
+        assert reason in outcome.kept
+        assert lab.files() == before
+    finally:
+        subprocess.run(["umount", "-l", str(image_of(lab, timestep).parent)], capture_output=True, check=False)
+
+
+def test_no_clock_decides_whether_a_file_is_still_what_was_uploaded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    timestep = lab.drop()
+    time.sleep(1.2)
+    lab.upload(timestep)
+    alter(image_of(lab, timestep))
+    # As if the file server's clock were a day behind: to us, all was written long before the upload.
+    _set(lab, upload_started_at=datetime.now(UTC) + timedelta(days=1))
+    (outcome,) = lab.purge()
+    assert "another content" in outcome.kept
+
+
+def test_what_wasaltered_between_its_copy_and_its_upload_stays(lab: Lab) -> None:
+    """The object holds what was copied. The state of the source at the time of the upload proves nothing."""
+    timestep, other = lab.drop(), lab.drop()
+    time.sleep(1.2)
+    for one in (timestep, other):
+        lab.staging.stage(lab.system.name, one.timestep_id, lab.home / one.event.img_dir)
+    alter(image_of(lab, timestep))
+    time.sleep(1.2)
+    for one in (timestep, other):
+        lab.upload(one)
+    kept, gone = sorted(lab.purge(), key=lambda outcome: not outcome.kept)
+    assert "another content" in kept.kept
+    assert gone.kept == ""
+    assert (lab.home / timestep.event_file).exists()
+    assert not (lab.home / other.event_file).exists()
+    # The source did not have to be read: it is as it was when it was copied.
+    with Session(lab.engine) as session:
+        (said,) = session.exec(select(TimestepEvent.data).where(TimestepEvent.type == SourcePurged.type)).all()
+    assert "all times they had" in said["proof"]["checks"][-1]
+
+
+def test_where_a_file_system_keeps_no_time_of_change_content_decides(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timestep = lab.drop()
+    time.sleep(1.2)
+    lab.upload(timestep)
+    (tmp_path / "mountinfo").write_text("1 0 0:1 / / rw - fuse.sshfs host:/ rw\n")
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
+    (outcome,) = lab.purge()
+    assert outcome.kept == ""
+    with Session(lab.engine) as session:
+        (said,) = session.exec(select(TimestepEvent.data).where(TimestepEvent.type == SourcePurged.type)).all()
+    assert "has the SHA-256" in said["proof"]["checks"][-1]
+
+
+def test_names_of_one_file_go_together_and_names_elsewhere_keep_it(lab: Lab) -> None:
+    timestep = lab.drop()
+    image = image_of(lab, timestep, 0)
+    image_of(lab, timestep, 1).unlink()
+    os.link(image, image_of(lab, timestep, 1))
+    os.link(image, lab.home / "kept.tif")
+    content = image.read_bytes()
+    time.sleep(1.2)
+    lab.upload(timestep)
+    (outcome,) = lab.purge()
+    assert outcome.kept == ""
+    assert lab.files() == {"kept.tif": content}
+
+
+def test_two_purges_at_once_delete_each_timestep_once(lab: Lab) -> None:
+    for _ in range(4):
+        lab.arrived()
+    with ThreadPoolExecutor(3) as threads:
+        outcomes = [one for said in threads.map(lambda _: lab.purge(run_id=uuid4()), range(3)) for one in said]
+    assert lab.files() == {}
+    purges = [outcome for outcome in outcomes if not outcome.kept]
+    assert len({outcome.title for outcome in purges}) == 1  # all four were taken at the same second
+    with Session(lab.engine) as session:
+        said = session.exec(select(TimestepEvent.data).where(TimestepEvent.type == SourcePurged.type)).all()
+    assert {one["files"] for one in said} == {4}
+    assert len({one["timestep_id"] for one in said}) == 4
+
+
+def test_what_is_not_on_tape_stays_where_policy_says_so(lab: Lab) -> None:
+    timestep = lab.drop()
+    lab.upload(timestep, archive=False)
+    (outcome,) = lab.purge()
+    assert "not known to be on tape" in outcome.kept
+    (outcome,) = lab.purge(purge_needs_tape=False)
+    assert outcome.kept == ""
+    assert lab.files() == {}
+
+
+def test_a_file_that_takes_an_images_place_meanwhile_is_not_deleted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    timestep = lab.arrived()
+    real = deletion.delete_files
+
+    def swap(home: Path, directory: str, *rest: Any) -> None:
+        image_of(lab, timestep, 2).unlink()
+        image_of(lab, timestep, 2).write_bytes(b"new")
+        real(home, directory, *rest)
+
+    monkeypatch.setattr("flows.purge.delete_files", swap)
+    (outcome,) = lab.purge()
+    assert "is not the file any more that was compared" in outcome.kept
+    assert image_of(lab, timestep, 2).read_bytes() == b"new"
+    assert (lab.home / timestep.event_file).exists()
+
+
+@pytest.mark.parametrize("outside", ["{other}", "../other"])
+def test_nothing_outside_of_the_system_is_ever_deleted(tmp_path: Path, outside: str) -> None:
+    home, other = tmp_path / "prince", tmp_path / "other"
+    (home / "inside").mkdir(parents=True)
+    other.mkdir()
+    (other / "mine").write_bytes(b"mine")
+    mine = find_sources(other)
+    directory = outside.format(other=other)
+    with pytest.raises(deletion.NotDeleted, match="leads out of"):
+        deletion.delete_files(home, directory, mine)
+    with pytest.raises(deletion.NotDeleted, match="leads out of"):
+        deletion.delete_files(home, "inside", {f"{directory}/mine": mine["mine"], f"../{directory}": mine["mine"]})
+    (other / "mine").rename(tmp_path / "mine")
+    with pytest.raises(deletion.NotDeleted, match="leads out of"):
+        deletion.delete_empty_directories(home, directory, [])
+    assert other.is_dir()
+
+
+@pytest.fixture
+def tmpfs(lab: Lab) -> Iterator[Callable[..., None]]:
+    """Mounts a file system of its own in place of the system's directory."""
+
+    def mount(*options: str) -> None:
+        command = ["mount", "-t", "tmpfs", *options, "archiver-test", str(lab.home)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not permitted here")
+
+    yield mount
+    subprocess.run(["umount", "-l", str(lab.home)], capture_output=True, check=False)
+
+
+def test_a_read_only_mount_is_left_alone_with_one_line(
+    lab: Lab, tmpfs: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    tmpfs()
+    for _ in range(3):
+        lab.arrived()
+    before = lab.files()
+    tmpfs("-o", "remount,ro")
+    assert lab.purge() == []
+    assert [record.message for record in caplog.records if "read-only" in record.message] == [
+        f"Nothing of {lab.system.name} is deleted: {lab.home} is mounted read-only"
+    ]
+    assert lab.files() == before
+    assert len(lab.purge(do_it=False)) == 3
