@@ -7,7 +7,8 @@ from http import HTTPStatus
 from fastapi import APIRouter, Depends, FastAPI
 
 from api import documentation, pages, webhook
-from api.deps import Services, require_reader
+from api.deps import Services, require_few_parameters, require_reader
+from api.head import HeadAsGet
 from api.loopback import LoopbackOnly, is_loopback
 from api.pages import views
 from api.problems import answer_with_problems, documented
@@ -50,12 +51,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         root_path=settings.api_root_path,
         openapi_url=None,
+        # It would send the token on to wherever the request says it came to, without TLS perhaps.
+        redirect_slashes=False,
     )
     app.state.services = services
     if settings.api_token is None:
         app.add_middleware(LoopbackOnly)
+    app.add_middleware(HeadAsGet)
     reading = APIRouter(
-        dependencies=[Depends(require_reader)],
+        dependencies=[Depends(require_reader), Depends(require_few_parameters)],
         responses=documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
     )
     for module in (timesteps, images, experiments, archives, rejected, stats, at_risk, status):

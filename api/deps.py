@@ -23,6 +23,7 @@ from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 
 COOKIE = "archiver"
+MAX_PARAMETERS = 50
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,12 @@ def require_reader(request: Request, services: ServicesDep, sent: ReaderToken) -
     raise Problem(
         HTTPStatus.UNAUTHORIZED, "Send the API's token: Authorization: Bearer <token>.", {"WWW-Authenticate": "Bearer"}
     )
+
+
+def require_few_parameters(request: Request) -> None:
+    """Refuse a query that only takes time to read: FastAPI compares each of its parameters with each other one."""
+    if request.url.query.count("&") > MAX_PARAMETERS:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"query: at most {MAX_PARAMETERS} parameters.")
 
 
 def require_surf_archiver(services: ServicesDep, sent: WebhookToken) -> None:

@@ -37,6 +37,8 @@ def _in_utc(value: datetime) -> datetime:
 def _no_number(value: object) -> object:
     try:
         float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        pass  # a number all the same
     except (TypeError, ValueError):
         return value
     raise ValueError("must be written out, as in ISO 8601")
@@ -103,6 +105,7 @@ class Order:
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
             of, *values = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
             position = [kind.validate_python(value) for kind, value in zip(self._adapters, values, strict=True)]
         except (ValueError, TypeError, ValidationError, RecursionError):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor: it is not one that this API gave.") from None

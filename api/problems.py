@@ -55,7 +55,7 @@ def _problem(request: Request, error: Exception) -> JSONResponse:
         case Problem():
             return answer(error.status, error.detail, error.headers)
         case HTTPException():
-            return answer(error.status_code, error.detail, dict(error.headers or {}))
+            return _of_the_framework(error)
         case RequestValidationError():
             # Without the values: one may be a secret that got into the wrong place.
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
@@ -77,6 +77,21 @@ def _problem(request: Request, error: Exception) -> JSONResponse:
         case _:
             # The server's log has the traceback.
             return answer(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the server; its log says more.")
+
+
+def _of_the_framework(error: HTTPException) -> JSONResponse:
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            detail = "There is nothing at this address; /docs describes what there is."
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            methods = {method.strip() for method in headers.pop("Allow", "").split(",")}
+            # Wherever GET is answered, so is HEAD.
+            headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+            detail = f"This address takes {headers['Allow']} only."
+        case _:
+            detail = error.detail
+    return answer(error.status_code, detail, headers)
 
 
 def answer_with_problems(app: FastAPI) -> None:

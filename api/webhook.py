@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
+from api.body import read_body
 from api.deps import Services, ServicesDep, require_surf_archiver
 from api.problems import Problem, documented
 from blocks.messages import LogEvent
@@ -50,6 +51,7 @@ _EXAMPLE = {
     responses=documented(
         HTTPStatus.BAD_REQUEST,
         HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.REQUEST_TIMEOUT,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         HTTPStatus.SERVICE_UNAVAILABLE,
     ),
@@ -62,21 +64,12 @@ _EXAMPLE = {
 )
 async def surf_archiver(request: Request, services: ServicesDep) -> Receipt:
     """Append it to the stream; the state-manager applies it. Sending a notice again is harmless."""
-    content = await _read_body(request)
+    content = await read_body(request, MAX_BODY_BYTES)
     try:
         reading = read_notice(content, services.settings.bucket)
     except InvalidNotice as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"This is not a notice of surf-archiver: {error}.") from error
     return await asyncio.to_thread(_append, reading, services)
-
-
-async def _read_body(request: Request) -> bytes:
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY_BYTES:
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A notice has at most {MAX_BODY_BYTES} bytes.")
-    return bytes(content)
 
 
 def _append(reading: Reading, services: Services) -> Receipt:

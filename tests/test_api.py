@@ -1,5 +1,8 @@
 """The REST gateway on real PostgreSQL, Redis and S3: lists, and what is known of one timestep."""
 
+import base64
+import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,6 +15,7 @@ from sqlmodel import Session, col, update
 
 from api.app import create_app
 from api.deps import Services
+from api.filters import TimestepQuery
 from api.routes.experiments import cadence_of, gaps_in
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
@@ -189,6 +193,38 @@ def test_a_cursor_belongs_to_its_query(client: TestClient, engine: Engine, event
     assert client.get("/api/1/timesteps", params={"limit": 3, "cursor": cursor}).status_code == 200
     for path, query in (("timesteps", {"system": "prince"}), ("exports", {}), ("rejected", {}), ("archives", {})):
         assert "another query" in problem(client.get(f"/api/1/{path}", params={**query, "cursor": cursor}), 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("timesteps", ["0001-01-01T00:00:00+14:00", str(UUID(int=1))]),
+        ("timesteps", ["2026-11-23T12:00:00Z"]),
+        ("timesteps", ["2026-11-23T12:00:00Z", str(UUID(int=1)), 1]),
+        ("timesteps", [0, str(UUID(int=1))]),
+        ("timesteps", ["2026-11-23T12:00:00Z", "' or 1=1 --"]),
+        ("timesteps", {"timestamp": 1}),
+        ("exports", [10**400, str(UUID(int=1))]),
+        ("rejected", [None, None]),
+        ("archives", [["2026-11-23T12:00:00Z"], str(UUID(int=1))]),
+        ("experiments", ["nul\0"]),
+        ("experiments", ["half a pair \ud800"]),
+        ("experiments", [1]),
+    ],
+)
+def test_a_forged_cursor_is_refused(client: TestClient, path: str, values: object) -> None:
+    """Even one that names the right query, which anybody can compute."""
+    scope = TimestepQuery(limit=100, cursor=None).scope(path)
+    content = [scope, *values] if isinstance(values, list) else values
+    cursor = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+    problem(client.get(f"/api/1/{path}", params={"cursor": cursor}), 422)
+
+
+def test_a_query_of_very_many_parameters_is_refused_at_once(client: TestClient) -> None:
+    begin = time.monotonic()
+    query = "&".join(f"a{number}=1" for number in range(8000))
+    assert len(problem(client.get(f"/api/1/timesteps?{query}"), 422)) < 100
+    assert time.monotonic() - begin < 2
 
 
 def test_counting_has_an_end(

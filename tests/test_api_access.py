@@ -5,8 +5,10 @@ import socket
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
@@ -21,6 +23,7 @@ from blocks.settings import MissingSetting, Settings
 from flows.record import record_waiting
 from tests.events import announced, archived, failed, ingested, rejected, uploaded
 from tests.gateway import problem, record
+from tests.served_api import served
 
 TOKEN = "read-only-token-of-the-tests"
 WEBHOOK_TOKEN = "token-of-surf-archiver-in-the-tests"
@@ -85,6 +88,29 @@ def test_reading_needs_the_token(guarded: TestClient, path: str) -> None:
     for query in ("token", "access_token", "api_token"):
         problem(guarded.get(f"/api/1/{path}", params={query: TOKEN}), 401)
     assert guarded.get(f"/api/1/{path}", headers=bearer(TOKEN), follow_redirects=False).status_code in (200, 404)
+
+
+@pytest.mark.parametrize(
+    "path", [*(f"/api/1/{read}" for read in READS), "/", "/docs", "/health", "/metrics", "/nothing"]
+)
+def test_head_is_answered_like_get(client: TestClient, path: str) -> None:
+    get = client.get(path, follow_redirects=False)
+    head = client.head(path, follow_redirects=False)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"] if "content-type" in get.headers else True
+
+
+def test_what_an_address_does_not_take_is_said(guarded: TestClient) -> None:
+    for method, path, takes in (
+        ("DELETE", "/api/1/timesteps", "GET, HEAD"),
+        ("OPTIONS", "/health", "GET, HEAD"),
+        ("GET", WEBHOOK, "POST"),
+    ):
+        answer = guarded.request(method, path)
+        assert takes in problem(answer, 405)
+        assert answer.headers["allow"] == takes
+    for path in ("/nothing", "/api/1/exports/", "//api/1/exports", "/docs/assets/../../../../etc/passwd"):
+        assert "/docs" in problem(guarded.get(path, headers=bearer(TOKEN), follow_redirects=False), 404)
 
 
 def test_a_token_of_odd_characters_is_just_wrong(guarded: TestClient) -> None:
@@ -227,7 +253,7 @@ def notice(*keys: Any, path: Any = "images/20261101_004/20261123.tar", job: int 
 
 
 def announce(client: TestClient, document: object) -> Any:
-    answer = client.post(WEBHOOK, json=document, headers=bearer(WEBHOOK_TOKEN))
+    answer = client.post(WEBHOOK, content=json.dumps(document), headers=bearer(WEBHOOK_TOKEN))
     assert answer.status_code == 202, answer.text
     return answer.json()
 
@@ -274,13 +300,14 @@ def test_entries_that_make_no_sense_do_not_cost_the_others(
     event = announced()
     record(engine, event_log, uploaded(event))
     document = notice("", 42, None, "nul\0", "x" * 2000, event.key)
+    document["archives"].append({"path": "half a pair \ud800", "src_keys": ["images/a.tar"]})
     document["archives"] += [{"path": "", "src_keys": ["a"]}, {"src_keys": []}, "nonsense", {"path": "p"}, None]
     document["archives"].append({"path": "/tape/2.tar", "src_keys": "no list"})
     document["archives"].append({"path": "/tape/3.tar", "src_keys": ["images/of/another.tar"]})
     receipt = announce(guarded, document)
     assert receipt["matched"] == [event.key]
     assert receipt["unknown"] == ["images/of/another.tar"]
-    assert len(receipt["refused"]) == 11
+    assert len(receipt["refused"]) == 12
     assert receipt["refused"][0].startswith("archives.0.src_keys.0: ")
 
 
@@ -333,6 +360,35 @@ def test_a_notice_has_an_end(guarded: TestClient) -> None:
             yield b" " * 65536
 
     problem(guarded.post(WEBHOOK, content=endless(), headers=bearer(WEBHOOK_TOKEN)), 413)
+
+
+@pytest.mark.parametrize("path", ["/sign-in", WEBHOOK])
+def test_what_is_sent_too_slowly_or_breaks_off_holds_nothing_up(
+    settings: Settings,
+    object_store: ObjectStore,
+    event_log: EventLog,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+) -> None:
+    monkeypatch.setattr("api.body.MOST_SECONDS", 0.5)
+    tokens = {"api_token": SecretStr(TOKEN), "webhook_token": SecretStr(WEBHOOK_TOKEN)}
+    with served(settings.model_copy(update=tokens)) as url:
+        address = urlsplit(url)
+        headers = f"Host: here\r\nContent-Length: 100\r\nAuthorization: Bearer {WEBHOOK_TOKEN}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\n{headers}"
+        with socket.create_connection((address.hostname, address.port), timeout=10) as slow:
+            slow.sendall(head.encode() + b"{")
+            answer = b""
+            while received := slow.recv(4096):  # until the server hangs up
+                answer += received
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"application/problem+json" in answer
+        with socket.create_connection((address.hostname, address.port), timeout=10) as short:
+            short.sendall(head.encode() + b"{")
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert event_log.redis.xlen(event_log.stream) == 0
 
 
 def test_a_notice_is_kept_while_the_database_is_away(

@@ -78,6 +78,9 @@ def test_an_image_comes_as_it_was_dropped(client: TestClient, sent: Sent, name: 
         ("bytes=990-5000", 990, 1000),
         ("bytes=-10", 990, 1000),
         ("bytes=-5000", 0, 1000),
+        ("BYTES=10-19", 10, 20),
+        (" bytes=10-19 ", 10, 20),
+        (f"bytes=10-{10**17}", 10, 1000),
     ],
 )
 def test_a_part_of_an_image(client: TestClient, sent: Sent, asked: str, start: int, stop: int) -> None:
@@ -91,17 +94,36 @@ def test_a_part_of_an_image(client: TestClient, sent: Sent, asked: str, start: i
         assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/1000"
 
 
-@pytest.mark.parametrize("asked", ["bytes=1000-", "bytes=5000-6000", "bytes=-0"])
+@pytest.mark.parametrize("asked", ["bytes=1000-", "bytes=5000-6000", "bytes=-0", f"bytes={10**17}-"])
 def test_a_part_that_is_not_there(client: TestClient, sent: Sent, asked: str) -> None:
     answer = client.get(f"{sent.path}/Img/Img_r00_c01.tif", headers={"Range": asked})
     problem(answer, 416)
     assert answer.headers["content-range"] == "bytes */1000"
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "lines=1-2", "bytes=abc", "bytes=9-3", "bytes=", ""])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "bytes=0-1,5-6",
+        "lines=1-2",
+        "bytes=abc",
+        "bytes=9-3",
+        "bytes=",
+        "",
+        f"bytes=0-{'9' * 5000}",
+        "bytes=1-2-3",
+        "bytes=+1-2",
+    ],
+)
 def test_a_range_we_do_not_know_gives_the_whole(client: TestClient, sent: Sent, asked: str) -> None:
     answer = client.get(f"{sent.path}/Img/Img_r00_c01.tif", headers={"Range": asked})
     assert (answer.status_code, answer.content) == (200, sent.contents["Img/Img_r00_c01.tif"])
+
+
+def test_a_range_counts_for_get_only(client: TestClient, sent: Sent) -> None:
+    for asked in ("bytes=0-9", "bytes=5000-"):
+        head = client.head(f"{sent.path}/Img/Img_r00_c01.tif", headers={"Range": asked})
+        assert (head.status_code, head.headers["content-length"], head.content) == (200, "1000", b"")
 
 
 def test_an_image_one_has_is_not_sent_again(client: TestClient, sent: Sent) -> None:
@@ -111,7 +133,12 @@ def test_an_image_one_has_is_not_sent_again(client: TestClient, sent: Sent) -> N
         answer = client.get(url, headers={"If-None-Match": header})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
     assert client.get(url, headers={"If-None-Match": '"other"'}).status_code == 200
-    assert client.get(url, headers={"Range": "bytes=0-1", "If-Range": '"other"'}).status_code == 200
+    # What one has is not sent again whatever part of it is asked for; a weak tag and a date prove no part.
+    assert client.get(url, headers={"If-None-Match": etag, "Range": "bytes=5000-"}).status_code == 304
+    assert client.head(url, headers={"If-None-Match": etag}).status_code == 304
+    for of in ('"other"', f"W/{etag}", "Mon, 23 Nov 2026 12:00:00 GMT"):
+        answer = client.get(url, headers={"Range": "bytes=0-1", "If-Range": of})
+        assert (answer.status_code, len(answer.content)) == (200, 1000)
     assert client.get(url, headers={"Range": "bytes=0-1", "If-Range": etag}).status_code == 206
 
 
@@ -128,6 +155,13 @@ def test_an_image_one_has_is_not_sent_again(client: TestClient, sent: Sent) -> N
         "Img/Img_r00_c01.TIF",
         "%27%20or%201=1--",
         "x" * 5000,
+        # Twins of slash, letter and name, and characters that nobody sees.
+        "Img%E2%88%95Img_r00_c01.tif",
+        "Img/Img_r00_c01.t%C4%B1f",
+        "Img/Img_r00_c01.tif%E2%80%8B",
+        "%EF%BC%A9mg/Img_r00_c01.tif",
+        "Img%5CImg_r00_c01.tif",
+        "Img/%C0%AE%C0%AE/Img_r00_c01.tif",
     ],
 )
 def test_only_the_names_in_the_tar_are_images(client: TestClient, sent: Sent, name: str) -> None:

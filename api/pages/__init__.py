@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from api.body import read_body
 from api.deps import COOKIE, ServicesDep, cookie_value, is_token
 from blocks.settings import Settings
 
@@ -53,11 +54,7 @@ def is_over_tls(request: Request, settings: Settings) -> bool:
 @router.post("/sign-in")
 async def sign_in(request: Request, services: ServicesDep) -> Response:
     """Give the browser a cookie for the token."""
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_FORM_BYTES:
-            return render(request, "sign_in.html", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wrong=True)
+    content = await read_body(request, MAX_FORM_BYTES)
     token = services.settings.api_token
     sent = parse_qs(content.decode(errors="replace")).get("token", [""])[0]
     answer: Response = RedirectResponse(f"{root_of(request)}/", status_code=HTTPStatus.SEE_OTHER)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from sqlmodel import col, select
 
 from api.deps import SessionDep, StoreDep
+from api.head import is_head
 from api.paging import Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
 from api.routes.timesteps import find_timestep, find_uploaded
@@ -34,7 +35,8 @@ class ImageRow(BaseModel):
     sha256: Sha256
 
 
-_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
+# No object has as many bytes as a number with more digits could say.
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII | re.IGNORECASE)
 
 
 @router.get(
@@ -51,7 +53,6 @@ def images(timestep_id: TimestepPath, query: Annotated[Paging, Query()], session
     )
 
 
-@router.head("/timesteps/{timestep_id}/images/{name:path}", include_in_schema=False)
 @router.get(
     "/timesteps/{timestep_id}/images/{name:path}",
     summary="One image",
@@ -97,7 +98,9 @@ def image(
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
     whole = slice(0, image.size)
-    part = _asked_for(range, image.size) if range and (if_range is None or if_range == etag) else whole
+    # RFC 9110: a Range counts for GET only, and an If-Range that is not its strong ETag means the whole.
+    is_partial = range is not None and not is_head(request) and if_range in (None, etag)
+    part = _asked_for(range, image.size) if range and is_partial else whole
     if part is None:
         raise Problem(
             HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
@@ -109,7 +112,7 @@ def image(
         status = HTTPStatus.PARTIAL_CONTENT
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{image.size}"
     headers["Content-Length"] = str(part.stop - part.start)
-    if request.method == "HEAD":
+    if is_head(request):
         return Response(status_code=status, headers=headers)
     stored = store.read_range(key, image.offset + part.start, image.offset + part.stop, if_match=timestep.etag)
     # The first chunk is fetched now: when it can't be, there is still time to say so.
