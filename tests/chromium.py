@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 SECONDS = 60.0
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -39,7 +40,7 @@ def chromium_program() -> str | None:
 class Chromium:
     """One page. `requested` are the addresses it asked for, `complaints` what it wrote into its console as errors."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._numbers = itertools.count(1)
         self.requested: list[str] = []
