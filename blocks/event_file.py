@@ -39,11 +39,12 @@ class TimestepType(StrEnum):
     STITCH = "stitch"
     VIDEO = "video"
     OVERVIEW = "overview"
+    FLIGHT_CHECK = "flight-check"  # no microscope's: see blocks/synthetic_timestep.py
 
     @property
     def prefix(self) -> str:
-        """First part of the object key, which surf-archiver globs for."""
-        return {"stitch": "images", "video": "videos", "overview": "overview"}[self.value]
+        """First part of the object key. surf-archiver globs for that of each but the flight check's."""
+        return {"stitch": "images", "video": "videos"}.get(self.value, self.value)
 
 
 def _relative_path(value: str) -> str:

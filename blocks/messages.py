@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInf
 
 from blocks.event_file import ImagingEvent
 from blocks.proven_object import Proof, ProvenObject
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 
 # Namespace of the events' ids; any fixed UUID would do.
 _EVENT_IDS = UUID("6f0d4a1e-7c54-4d0a-9d0b-3f4c1f6f7a11")
@@ -175,8 +176,22 @@ class Cleared(EventData):
         return (self.system, self.event_file, self.why, self.episode)
 
 
+class Withdrawn(EventData):
+    """A flight check took its synthetic timestep back. No event of any other system can say this."""
+
+    type: ClassVar[str] = "timestep.withdrawn"
+    timestep_id: UUID
+    system: Literal["flight-check"] = FLIGHT_CHECK
+    reason: str
+    flow_run_id: UUID | None = None
+
+    def said(self) -> tuple[object, ...]:
+        return ()
+
+
 DATA_TYPES: dict[str, type[EventData]] = {
-    data.type: data for data in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged, Rejected, Cleared)
+    data.type: data
+    for data in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged, Rejected, Cleared, Withdrawn)
 }
 
 

@@ -64,7 +64,11 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
 
 
 def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, dict[str, Any]]:
-    """Compute the rows of timesteps from their histories; all but what purges and archives say about them."""
+    """Compute the rows of timesteps from their histories; all but what purges and archives say about them.
+
+    Returns:
+        The rows. What was withdrawn has none any more.
+    """
     event = TimestepEvent
     history: dict[UUID, list[Said]] = defaultdict(list)
     for id, type, at, data in session.exec(
@@ -73,8 +77,11 @@ def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID
         .order_by(col(event.time), col(event.id))
     ):
         history[cast(UUID, id)].append((at, DATA_TYPES[type].model_validate({"images": [], **data})))
-    rows = {id: timestep_row(said) for id, said in history.items()}
+    rows = {id: row for id, said in history.items() if (row := timestep_row(said))}
     upsert(session, Timestep, list(rows.values()))
+    if withdrawn := history.keys() - rows.keys():
+        session.execute(delete(TimestepImage).where(among(TimestepImage.timestep_id, withdrawn)))
+        session.execute(delete(Timestep).where(among(Timestep.id, withdrawn)))
     return rows
 
 
@@ -129,7 +136,9 @@ def _derive_purged(session: Session, ids: Iterable[UUID | None]) -> None:
 def _keep_images(session: Session, timesteps: dict[UUID, dict[str, Any]], uploads: Iterable[Uploaded]) -> None:
     """Replace the images of the timesteps whose object is what one of these uploads sent."""
     current = {
-        upload.timestep_id: upload for upload in uploads if upload.sha256 == timesteps[upload.timestep_id]["sha256"]
+        upload.timestep_id: upload
+        for upload in uploads
+        if (row := timesteps.get(upload.timestep_id)) and upload.sha256 == row["sha256"]
     }
     if not current:
         return

@@ -4,20 +4,23 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
-from blocks.messages import EventData, Failed, Ingested, Uploaded
+from blocks.messages import EventData, Failed, Ingested, Uploaded, Withdrawn
+from blocks.synthetic_timestep import is_synthetic
 
-# The events that a timestep's row is computed from: each says all that was announced.
-TELLING = (Ingested, Uploaded, Failed)
+# The events that a timestep's row is computed from. Each says all that was announced, or that there is no row.
+TELLING = (Ingested, Uploaded, Failed, Withdrawn)
 
 Said = tuple[datetime, EventData]
 T = TypeVar("T", bound=EventData)
 
 
-def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
-    """What a timestep's history, oldest event first, says about it.
+def timestep_row(history: Sequence[Said]) -> dict[str, Any] | None:
+    """What a timestep's history, oldest event first, says about it; None if there is no such timestep any more.
 
     The first ingestion stands, and the last upload. A failure counts until it is followed by an upload.
     """
+    if _is_withdrawn(history):
+        return None
     ingested_at, ingestion = _first(Ingested, history)
     uploaded_at, upload = _first(Uploaded, reversed(history))
     failed_at, failure = _first(Failed, reversed(history))
@@ -54,6 +57,12 @@ def timestep_row(history: Sequence[Said]) -> dict[str, Any]:
         "failed_reason": failure and failure.reason,
         "failed_flow_run_id": failure and failure.flow_run_id,
     }
+
+
+def _is_withdrawn(history: Sequence[Said]) -> bool:
+    """Whether it was withdrawn, and never was anything but a flight check's: no microscope's timestep can be."""
+    told = [data for _, data in history if isinstance(data, Ingested | Uploaded | Failed)]
+    return len(told) < len(history) and all(is_synthetic(data.system, data.event) for data in told)
 
 
 def _first(kind: type[T], history: Iterable[Said]) -> tuple[datetime, T] | tuple[None, None]:

@@ -18,6 +18,7 @@ from blocks.messages import (
     SourcePurged,
     StagingPurged,
     Uploaded,
+    Withdrawn,
 )
 from blocks.proven_object import Image, Proof
 
@@ -75,12 +76,12 @@ def uploaded(event: ImagingEvent, system: str = "prince", **fields: Any) -> Uplo
     )
 
 
-def failed(event: ImagingEvent, reason: str = "the share is away", attempt: int = 1) -> Failed:
+def failed(event: ImagingEvent, reason: str = "the share is away", attempt: int = 1, system: str = "prince") -> Failed:
     """It was given up."""
     flow_run = uuid5(event.timestep_id, "flow run")
     return Failed(
         timestep_id=event.timestep_id,
-        system="prince",
+        system=system,
         stage="upload",
         reason=reason,
         event=event,
@@ -106,6 +107,11 @@ def purged(
         proof=Proof(verified_at=NOON, checks=["Its object was read back."]),
         flow_run_id=UUID(int=run),
     )
+
+
+def withdrawn(event: ImagingEvent) -> Withdrawn:
+    """A flight check takes it back; that it is one of its own, is for the reader to see."""
+    return Withdrawn(timestep_id=event.timestep_id, reason="as it had arrived", flow_run_id=UUID(int=1))
 
 
 def rejected(

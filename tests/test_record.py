@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlmodel import Session, SQLModel, select
@@ -18,6 +18,7 @@ from sqlmodel import Session, SQLModel, select
 import flows.apply
 import flows.record
 from blocks.database import create_engine
+from blocks.event_file import ImagingEvent
 from blocks.event_log import Entry, EventLog
 from blocks.messages import (
     Archived,
@@ -30,8 +31,10 @@ from blocks.messages import (
     SourcePurged,
     StagingPurged,
     Uploaded,
+    Withdrawn,
 )
 from blocks.settings import Settings
+from blocks.synthetic_timestep import SYSTEM, announcement
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 from flows.apply import apply_events
 from flows.record import GROUP, record, record_waiting
@@ -47,6 +50,7 @@ from tests.events import (
     rejected,
     said,
     uploaded,
+    withdrawn,
 )
 
 TABLES: tuple[type[SQLModel], ...] = (
@@ -93,6 +97,7 @@ def empty(engine: Engine) -> None:
 # --- any order, any number
 
 EVENTS = [announced(UUID(int=number << 96), position=number) for number in (1, 2)]
+SYNTHETIC = announcement(UUID(int=3 << 96))
 FILES = ["events/1.json", "events/2.json"]
 
 said_data: st.SearchStrategy[EventData] = st.one_of(
@@ -115,6 +120,11 @@ said_data: st.SearchStrategy[EventData] = st.one_of(
         episode=st.sampled_from([None, 1, 2]),
     ),
     st.builds(cleared, st.sampled_from(FILES), episode=st.integers(1, 2)),
+    st.builds(ingested, st.just(SYNTHETIC), system=st.just(SYSTEM), event_file=st.just("events/3.json")),
+    st.builds(uploaded, st.just(SYNTHETIC), system=st.just(SYSTEM)),
+    st.builds(failed, st.just(SYNTHETIC), system=st.just(SYSTEM)),
+    # Also of a microscope's, where it does not count.
+    st.builds(withdrawn, st.sampled_from([SYNTHETIC, SYNTHETIC, EVENTS[0]])),
 )
 
 
@@ -147,6 +157,8 @@ def test_any_deliveries_give_the_same_rows(engine: Engine, log: list[Entry], dat
 def check_against_the_rules(events: list[LogEvent], engine: Engine) -> None:
     """The rules once more, as plainly as they can be said."""
     telling = [event.data for event in events]
+    if withdrawn(SYNTHETIC) in telling:
+        telling = [data for data in telling if data.timestep_id != SYNTHETIC.timestep_id]
     uploads = {data.key: data.timestep_id for data in telling if isinstance(data, Uploaded)}
     on_tape = {uploads[data.key] for data in telling if isinstance(data, Archived) and data.key in uploads}
     given_up = {data.timestep_id for data in telling if isinstance(data, Failed)}
@@ -236,6 +248,52 @@ def test_a_purge_counts_once_its_timestep_is_known(engine: Engine) -> None:
     assert timestep.state == "uploaded"
     assert timestep.source_purged_at == NOON + timedelta(seconds=9)
     assert timestep.staging_purged_at == NOON + timedelta(seconds=8)
+
+
+def test_a_synthetic_timestep_is_gone_once_it_is_withdrawn_and_its_history_stays(engine: Engine) -> None:
+    other, event = announced(), SYNTHETIC
+    told = [
+        said(ingested(event, SYSTEM)),
+        said(uploaded(event, SYSTEM), 1),
+        said(failed(event, system=SYSTEM), 2),
+        said(withdrawn(event), 3),
+    ]
+    for order in (told, told[::-1], [told[3], *told, told[3]]):
+        empty(engine)
+        apply_said(engine, said(uploaded(other)), *order)
+        assert the_timestep(engine).id == other.timestep_id
+        assert {row["timestep_id"] for row in rows(engine)["TimestepImage"]} == {other.timestep_id}
+        assert {row["id"] for row in rows(engine)["TimestepEvent"]} >= {event.id for event in told}
+
+
+@pytest.mark.parametrize(
+    ("system", "event"),
+    [
+        ("prince", announced()),
+        ("prince", SYNTHETIC),
+        (SYSTEM, announced()),
+        (SYSTEM, SYNTHETIC.model_copy(update={"img_count": 150})),
+        (SYSTEM, SYNTHETIC.model_copy(update={"metadata": {"objective": "20x"}})),
+    ],
+)
+def test_no_timestep_of_a_microscope_can_be_withdrawn(engine: Engine, system: str, event: ImagingEvent) -> None:
+    told = [said(ingested(event, system)), said(uploaded(event, system), 1), said(withdrawn(event), 2)]
+    for order in (told, told[::-1]):
+        empty(engine)
+        apply_said(engine, *order)
+        assert the_timestep(engine).state == "uploaded"
+        assert len(rows(engine)["TimestepImage"]) == 2
+
+
+def test_what_any_microscope_said_of_an_id_keeps_it(engine: Engine) -> None:
+    told = [said(uploaded(SYNTHETIC, SYSTEM)), said(withdrawn(SYNTHETIC), 1), said(failed(SYNTHETIC), 2)]
+    apply_said(engine, *told)
+    assert the_timestep(engine).state == "uploaded"
+
+
+def test_no_other_system_can_say_that_a_timestep_is_withdrawn() -> None:
+    with pytest.raises(ValidationError, match="flight-check"):
+        Withdrawn.model_validate({"timestep_id": UUID(int=1), "system": "prince", "reason": "by accident"})
 
 
 def test_unknown_fields_and_odd_characters_are_kept(engine: Engine) -> None:

@@ -19,21 +19,30 @@ import flows.record
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, SourcePurged, StagingPurged, Uploaded
+from blocks.synthetic_timestep import SYSTEM, announcement
 from flows.apply import apply_events
 from flows.record import GROUP, record_waiting
-from tests.events import NOON, announced, archived, failed, ingested, purged, uploaded
+from tests.events import NOON, announced, archived, failed, ingested, purged, uploaded, withdrawn
 from tests.test_record import empty, rows
 
-EVENTS = [announced(UUID(int=number << 96), position=number) for number in (1, 2)]
+SYNTHETIC = announcement(UUID(int=3 << 96))
+EVENTS = [*(announced(UUID(int=number << 96), position=number) for number in (1, 2)), SYNTHETIC]
+
+
+def system_of(event: ImagingEvent) -> str:
+    return SYSTEM if event is SYNTHETIC else "prince"
+
+
 SAYINGS: st.SearchStrategy[EventData] = st.sampled_from(EVENTS).flatmap(
     lambda event: st.sampled_from(
         [
-            ingested(event, event_file=f"events/{event.position}.json"),
-            uploaded(event),
-            uploaded(event, sha256="cd" * 32, etag="another"),
-            uploaded(event, sha256=None),  # found in the bucket
-            failed(event),
-            failed(event, attempt=2),
+            ingested(event, system_of(event), event_file=f"events/{event.position}.json"),
+            uploaded(event, system_of(event)),
+            uploaded(event, system_of(event), sha256="cd" * 32, etag="another"),
+            uploaded(event, system_of(event), sha256=None),  # found in the bucket
+            failed(event, system=system_of(event)),
+            failed(event, system=system_of(event), attempt=2),
+            withdrawn(event),  # which counts only for what is synthetic
             archived(event.key),
             archived(event.key, job=2),
             purged(event, SourcePurged),
@@ -71,7 +80,9 @@ class Deliveries(RuleBasedStateMachine):
     @rule(event=st.sampled_from(EVENTS), seconds=SECONDS, back=st.booleans())
     def replace(self, event: ImagingEvent, seconds: int, back: bool) -> None:
         """An object is archived, and replaced by another; said in either order."""
-        told = [uploaded(event), archived(event.key), uploaded(event, sha256="cd" * 32, etag="another")]
+        system = system_of(event)
+        other = uploaded(event, system, sha256="cd" * 32, etag="another")
+        told = [uploaded(event, system), archived(event.key), other]
         for offset, data in list(enumerate(told))[:: -1 if back else 1]:
             self.say(data, seconds + offset, False)
 
@@ -149,6 +160,8 @@ class Deliveries(RuleBasedStateMachine):
                 for kind in (Ingested, Uploaded, Failed, Archived, SourcePurged, StagingPurged)
             }
             if not (times[Ingested] or times[Uploaded] or times[Failed]):
+                continue
+            if event is SYNTHETIC and withdrawn(event) in [said.data for said in self.first.values()]:
                 continue
             last = {kind: max(said, default=None) for kind, said in times.items()}
             at, until = last[Failed], last[Uploaded]

@@ -1,6 +1,7 @@
 """Timesteps: lists, and all that is known of one."""
 
 from collections.abc import Iterable
+from datetime import UTC
 from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
@@ -24,7 +25,7 @@ from api.schemas import (
     TimestepPath,
     TimestepSummary,
 )
-from blocks.messages import Archived
+from blocks.messages import Archived, Withdrawn
 from blocks.tables import Archive, ArchiveMember, Timestep, TimestepEvent, TimestepState
 
 router = APIRouter(tags=["timesteps"])
@@ -69,7 +70,16 @@ def find_timestep(session: Session, timestep_id: UUID) -> Timestep:
     """
     timestep = session.get(Timestep, timestep_id)
     if timestep is None:
-        raise Problem(HTTPStatus.NOT_FOUND, f"There is no timestep {timestep_id}.")
+        event = TimestepEvent
+        said = select(event.time, event.data).where(event.timestep_id == timestep_id, event.type == Withdrawn.type)
+        if (withdrawn := session.exec(said).first()) is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"There is no timestep {timestep_id}.")
+        at, data = withdrawn
+        when = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        raise Problem(
+            HTTPStatus.NOT_FOUND,
+            f"There is no timestep {timestep_id} any more: a flight check withdrew it at {when}, {data['reason']}.",
+        )
     return timestep
 
 
