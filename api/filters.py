@@ -86,4 +86,15 @@ class TimestepFilter(BaseModel):
 
 
 class TimestepQuery(Paging, TimestepFilter):
-    """Which timesteps, and which part of the list."""
+    """Which timesteps, and which part of the list. What a flight check sent is listed only where it is asked for."""
+
+    def narrow(self, rows: Select[Any]) -> Select[Any]:
+        """The rows of a query over timesteps that pass."""
+        return super().narrow(rows).where(*self._no_flight_check(Timestep))
+
+    def narrow_tally(self, rows: Select[Any], tally: _Tally) -> Select[Any]:
+        """The rows of a query over a tally that pass, as far as it tells."""
+        return super().narrow_tally(rows, tally).where(*self._no_flight_check(tally))
+
+    def _no_flight_check(self, table: _Tally | _Timesteps) -> list[ColumnElement[bool]]:
+        return [] if self.system or self.type else [col(table.type) != TimestepType.FLIGHT_CHECK]

@@ -17,9 +17,10 @@ from api.deps import Services
 from api.filters import TIMESTEPS
 from api.paging import COUNT_LIMIT
 from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
-from api.warnings import DiskRow, SilentSystemRow
+from api.warnings import DiskRow, FlightCheckRow, SilentSystemRow
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog, Group
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,9 @@ class StateStatus(BaseModel):
         description="What people call each imaging system, as its block says.",
         examples=[{"prince": "Prince, room 12"}],
     )
+    flight_check: FlightCheckRow | None = Field(
+        description="How the last flight check ended; null where nobody knows of any."
+    )
     warnings: list[str] = Field(description="What will go wrong if nobody does anything.", examples=[[]])
     uploaded_last_hour: int = Field(description="Timesteps that arrived and are not on tape yet.", examples=[120])
     done_in_seconds: float | None = Field(
@@ -132,8 +136,9 @@ def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
 
 def _read_state(services: Services, session: Session, now: datetime) -> StateStatus:
     early = services.warnings.read(session, now)
-    tallied = select(TimestepTally.state, TIMESTEPS, func.sum(TimestepTally.bytes)).group_by(col(TimestepTally.state))
-    tallies = session.execute(tallied).all()
+    tallied = select(TimestepTally.state, TIMESTEPS, func.sum(TimestepTally.bytes))
+    real = tallied.where(TimestepTally.system != FLIGHT_CHECK).group_by(col(TimestepTally.state))
+    tallies = session.execute(real).all()
     timesteps = dict.fromkeys(TimestepState, 0) | {state: int(count) for state, count, _ in tallies}
     uploaded = _count(session, not_on_tape(now, Timestep.id).where(col(Timestep.uploaded_at) >= now - RATE_OVER))
     oldest: datetime | None = session.execute(not_on_tape(now, func.min(Timestep.uploaded_at))).scalar()
@@ -148,6 +153,7 @@ def _read_state(services: Services, session: Session, now: datetime) -> StateSta
         expiring=early.expiring,
         disks=[DiskRow.of(disk) for disk in early.disks],
         system_names=early.names,
+        flight_check=FlightCheckRow.of(early.flight) if early.flight else None,
         warnings=early.sentences(),
         uploaded_last_hour=uploaded,
         done_in_seconds=timesteps[TimestepState.INGESTED] / uploaded * RATE_OVER.total_seconds() if uploaded else None,

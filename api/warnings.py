@@ -14,6 +14,7 @@ from blocks.disk_outlook import DiskOutlook
 from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRules
+from blocks.flight_outcome import FlightOutcome, Verdict
 from blocks.system_seen import SystemSeen
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,25 @@ class SilentSystemRow(BaseModel):
     def of(cls, silent: SilentSystem) -> Self:
         """The same, to be answered."""
         return cls(system=silent.system, last=silent.last, cadence_seconds=silent.cadence.total_seconds())
+
+
+class FlightCheckRow(BaseModel):
+    """How the last flight check ended."""
+
+    at: datetime = Field(description="When it ended.", examples=["2026-11-23T10:52:09Z"])
+    verdict: Verdict = Field(description="What came of it.", examples=["good"])
+    sentence: str = Field(
+        description="What was found, or what to do.",
+        examples=["a timestep of 3 images went the whole way in 2.1 s, and was removed again"],
+    )
+    last_good: datetime | None = Field(
+        description="When the last good one ended; null if none was.", examples=["2026-11-23T10:52:09Z"]
+    )
+
+    @classmethod
+    def of(cls, outcome: FlightOutcome) -> Self:
+        """The same, to be answered."""
+        return cls(**outcome.model_dump())
 
 
 class DiskRow(BaseModel):
@@ -83,15 +103,22 @@ class Warnings:
         self._good_until = 0.0
 
     def read(self, session: Session, now: datetime) -> EarlyWarnings:
-        """All of them; without those about disks while Redis is away."""
+        """All of them; without those about disks and flight checks while Redis is away."""
         if self._known is None or time.monotonic() >= self._good_until:
-            self._known = EarlyWarnings.of(session, self._systems(), self._rules.read(), now)
+            self._known = EarlyWarnings.of(session, self._systems(), self._rules.read(), now, self._flight())
             self._good_until = time.monotonic() + REMEMBER_SECONDS
         return self._known
 
     def names(self) -> dict[str, str]:
         """What people call each system; none while Redis is away."""
         return {seen.name: seen.display_name for seen in self._systems()}
+
+    def _flight(self) -> FlightOutcome | None:
+        try:
+            return self._log.flights.last()
+        except RedisError as error:
+            logger.warning("The stream can't be asked how the last flight check ended: %s", error)
+            return None
 
     def _systems(self) -> list[SystemSeen]:
         try:

@@ -14,6 +14,8 @@ from sqlmodel import Session, col, func, select
 
 from blocks.disk_outlook import DiskOutlook, disk_outlooks
 from blocks.expiry import ExpiryRule
+from blocks.flight_outcome import FlightOutcome
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
 from blocks.tables import Timestep, TimestepTally
 
@@ -49,22 +51,31 @@ class EarlyWarnings:
     """Objects that are not on tape and will be deleted by the bucket's own rules soon."""
     names: dict[str, str]
     """What people call each system."""
+    flight: FlightOutcome | None
+    """How the last flight check ended."""
 
     @classmethod
     def of(
-        cls, session: Session, systems: Sequence[SystemSeen], rules: Sequence[ExpiryRule], now: datetime
+        cls,
+        session: Session,
+        systems: Sequence[SystemSeen],
+        rules: Sequence[ExpiryRule],
+        now: datetime,
+        flight: FlightOutcome | None = None,
     ) -> "EarlyWarnings":
         """What will go wrong, as far as it can be told now.
 
         Args:
             systems: what was seen of them.
             rules: by which the bucket deletes objects.
+            flight: how the last flight check ended.
         """
         return cls(
             silent=silent_systems(session, now),
             disks=disk_outlooks(session, systems, now),
             expiring=expiring_objects(session, rules, now),
             names={seen.name: seen.display_name for seen in systems},
+            flight=flight,
         )
 
     @property
@@ -81,13 +92,20 @@ class EarlyWarnings:
         ]
         count = f"{self.expiring:,}" if self.expiring < _COUNTED else f"more than {_COUNTED - 1:,}"
         expiring = [f"objects not on tape that the bucket's lifecycle rules delete within 3 days: {count}"]
-        return [*silent, *(disk.sentence() for disk in self.filling), *(expiring if self.expiring else [])]
+        flight = self.flight.warning() if self.flight else None
+        return [
+            *([flight] if flight else []),
+            *silent,
+            *(disk.sentence() for disk in self.filling),
+            *(expiring if self.expiring else []),
+        ]
 
 
 def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
     """The systems that have announced nothing for longer than their own cadence explains."""
     silent = []
-    for system in session.exec(select(TimestepTally.system).distinct().order_by(TimestepTally.system)):
+    systems = select(TimestepTally.system).where(TimestepTally.system != FLIGHT_CHECK).distinct()
+    for system in session.exec(systems.order_by(TimestepTally.system)):
         stamp = col(Timestep.timestamp)
         query = select(stamp).where(Timestep.system == system).order_by(stamp.desc(), col(Timestep.id).desc())
         stamps = session.exec(query.limit(_TIMESTEPS)).all()
@@ -114,6 +132,9 @@ def expiring_objects(session: Session, rules: Sequence[ExpiryRule], now: datetim
         for rule in rules
     ]
     rows = select(Timestep.id).where(
-        col(Timestep.uploaded_at).is_not(None), col(Timestep.archived_at).is_(None), or_(*doomed)
+        col(Timestep.uploaded_at).is_not(None),
+        col(Timestep.archived_at).is_(None),
+        Timestep.system != FLIGHT_CHECK,
+        or_(*doomed),
     )
     return session.exec(select(func.count()).select_from(rows.limit(_COUNTED).subquery())).one()

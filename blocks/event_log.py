@@ -20,6 +20,7 @@ from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
 from blocks.errors import ArchiverError
 from blocks.event_register import EventFileRegister
+from blocks.flight_outcome import FlightOutcomes
 from blocks.flow_run_marks import FlowRunMarks
 from blocks.messages import LogEvent
 from blocks.settings import Settings
@@ -90,6 +91,11 @@ class EventLog(Block):
         return SystemsSeen(self.redis, self.stream)
 
     @property
+    def flights(self) -> FlightOutcomes:
+        """How the last flight check ended, over the same connection."""
+        return FlightOutcomes(self.redis, self.stream)
+
+    @property
     def flow_runs(self) -> FlowRunMarks:
         """Which flow runs are executed, and which attempt at its work each is, over the same connection."""
         return FlowRunMarks(self.redis, self.stream)
@@ -138,9 +144,16 @@ class EventLog(Block):
 
     # --- reading all of it
 
-    def pages(self, count: int) -> Iterator[list[Entry]]:
-        """Every entry there is, oldest first, up to `count` at a time."""
-        after = "-"
+    def newest(self) -> str:
+        """The id of the entry that was appended last, whether it is still there or not."""
+        return cast(dict[str, str], self.redis.xinfo_stream(self.stream))["last-generated-id"]
+
+    def pages(self, count: int, after: str = "-") -> Iterator[list[Entry]]:
+        """Every entry there is, oldest first, up to `count` at a time.
+
+        Args:
+            after: `(` and the id of an entry: only those behind it.
+        """
         while page := cast(list[tuple[str, dict[str, str]]], self.redis.xrange(self.stream, after, count=count)):
             yield [Entry(id, fields) for id, fields in page]
             after = f"({page[-1][0]}"
@@ -217,7 +230,7 @@ class EventLog(Block):
 
     def has_work(self, group: Group) -> bool:
         """Whether there is an entry that the group has not acknowledged."""
-        newest = cast(dict[str, str], self.redis.xinfo_stream(self.stream))["last-generated-id"]
+        newest = self.newest()
         info = self._group(group)
         return bool(info["pending"]) or info["last-delivered-id"] != newest
 

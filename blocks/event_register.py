@@ -14,6 +14,10 @@ return redis.call('HDEL', KEYS[1], ARGV[1])
 """
 
 
+# Longer than anybody may still be about to work on a timestep that was withdrawn.
+_REMEMBER_SECONDS = 30 * 24 * 3600
+
+
 class EventFileRegister:
     """Remembers what became of event files. It lives beside the log, in the same Redis."""
 
@@ -33,6 +37,15 @@ class EventFileRegister:
         if self._redis.hsetnx(key, timestep_id, digest):
             return digest
         return cast(str, self._redis.hget(key, timestep_id))
+
+    def withdraw(self, timestep_id: str) -> None:
+        """Have nobody begin to upload a timestep any more, and forget what was announced under its id."""
+        self._redis.set(self._withdrawn(timestep_id), 1, ex=_REMEMBER_SECONDS)
+        self._redis.hdel(f"{self._stream}:identities", timestep_id)
+
+    def is_withdrawn(self, timestep_id: str) -> bool:
+        """Whether nobody is to upload a timestep any more."""
+        return bool(self._redis.exists(self._withdrawn(timestep_id)))
 
     # --- files that were dealt with
 
@@ -105,6 +118,9 @@ class EventFileRegister:
         self._redis.eval(_CLOSE, 1, self._rejections(system), event_file, str(episode))
 
     # --- inside
+
+    def _withdrawn(self, timestep_id: str) -> str:
+        return f"{self._stream}:withdrawn:{timestep_id}"
 
     def _conclusions(self, system: str) -> str:
         return f"{self._stream}:event-files:{system}"

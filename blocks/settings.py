@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = _setting(
         None,
         "PostgreSQL, `postgresql://user:password@host/name`",
-        used_by="init, event-ingester (to purge and audit), state-manager, api, `purge`, `audit`, `verify`, "
-        "`backfill`, `rebuild`",
+        used_by="init, event-ingester (to purge, audit and check the way), state-manager, api, `purge`, `audit`, "
+        "`verify`, `backfill`, `rebuild`",
         without="embedded",
     )
     redis_url: SecretStr | None = _setting(
@@ -131,8 +131,9 @@ class Settings(BaseSettings):
     )
     report_block: str | None = _setting(
         None,
-        "the Prefect notification block that gets [the daily report](state.md#the-daily-report), as `type/name`",
-        used_by="state-manager",
+        "the Prefect notification block that gets [the daily report](state.md#the-daily-report), and is told when a "
+        "[flight check](operating.md#the-flight-check) fails, as `type/name`",
+        used_by="event-ingester, state-manager",
         pattern=r"^[a-z0-9-]+/[a-z0-9-]+$",
     )
     consumer: str = _setting(

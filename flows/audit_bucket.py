@@ -16,6 +16,7 @@ from blocks.event_log import GROUPS, EventLog
 from blocks.findings import Finding
 from blocks.messages import Ingested, LogEvent
 from blocks.object_store import ObjectStore
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep, TimestepEvent
 from flows.abandoned import OUR_KEY, abort_abandoned
 
@@ -31,6 +32,7 @@ class _Object:
     timestep_id: UUID | None = None
     is_archived: bool = False
     has_source: bool = False
+    is_synthetic: bool = False
 
 
 def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timedelta) -> Iterator[Finding]:
@@ -48,7 +50,7 @@ def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timed
                     stored.key,
                     "the state-manager may lag, or the database be older than the bucket; run `archiver rebuild`",
                 )
-        elif recorded is not None and recorded.at < latest and not recorded.is_archived:
+        elif recorded is not None and recorded.at < latest and not recorded.is_archived and not recorded.is_synthetic:
             if stored is None:
                 fix = _Repeat(log, engine, recorded.timestep_id) if recorded.has_source else None
                 action = "upload it again" if fix else "its source was deleted; look for other copies at once"
@@ -67,7 +69,7 @@ def audit_timesteps(log: EventLog, engine: Engine, grace: timedelta) -> Iterator
     latest = datetime.now(UTC) - grace
     waiting = (
         select(Timestep)
-        .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest)
+        .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest, Timestep.system != FLIGHT_CHECK)
         .order_by(col(Timestep.timestamp), col(Timestep.id))
     )
     backlog = log.backlog("upload-worker")
@@ -138,7 +140,7 @@ def _side_by_side(
 
 
 def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
-    names = ("key", "size", "etag", "uploaded_at", "id", "archived_at", "source_purged_at")
+    names = ("key", "size", "etag", "uploaded_at", "id", "archived_at", "source_purged_at", "system")
     columns: list[Any] = [getattr(Timestep, name) for name in names]
     query: Select[Any] = (
         select(*columns)
@@ -148,8 +150,8 @@ def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
         .execution_options(yield_per=1000)
     )
     with closing(Session(engine)) as session:
-        for key, size, etag, at, id, archived_at, purged_at in session.execute(query):
-            yield _Object(key, size, etag, at, id, archived_at is not None, purged_at is None)
+        for key, size, etag, at, id, archived_at, purged_at, system in session.execute(query):
+            yield _Object(key, size, etag, at, id, archived_at is not None, purged_at is None, system == FLIGHT_CHECK)
 
 
 def _stored(store: ObjectStore) -> Iterator[_Object]:

@@ -28,6 +28,7 @@ from blocks.event_log import GROUPS, EventLog
 from blocks.object_errors import BucketMissing, ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from flows.init import PREFECT_YAML
 
 # S3 refuses requests that are signed by a clock which is wrong by 15 minutes. That is no time to begin to care.
@@ -82,7 +83,8 @@ def _data(settings: Settings) -> str:
     systems = [path for path in directory.iterdir() if path.is_dir()]
     if closed := [path.name for path in systems if not os.access(path, os.R_OK | os.X_OK)]:
         raise Wrong(f"this user can't read {', '.join(sorted(closed))} in {directory}")
-    return "" if any((path / "events").is_dir() for path in systems) else f"no system in {directory} has events yet"
+    microscopes = [path for path in systems if path.name != FLIGHT_CHECK]
+    return "" if any((path / "events").is_dir() for path in microscopes) else f"no system in {directory} has events yet"
 
 
 def _staging(settings: Settings) -> str:

@@ -21,6 +21,7 @@ from blocks.remembered import Remembered
 from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import Staging, StagingFull
+from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -41,6 +42,19 @@ def check_place(system: str, event_file: str) -> None:
     name = event_file.removeprefix("events/")
     if "/" in system or system in ("", ".", "..") or "/" in name or name == event_file or not is_event_file(name):
         raise InvalidEventFile(f"{event_file!r} of {system!r} is no event file; give a system and events/NAME.json")
+
+
+def check_not_reserved(system: str, event: ImagingEvent) -> None:
+    """Make sure that no microscope uses the name or the type of the flight check: it deletes what it sent.
+
+    Raises:
+        InvalidEventFile: when one does.
+    """
+    if is_reserved(system, event) and not is_synthetic(system, event):
+        raise InvalidEventFile(
+            f"the system and the event_type {SYSTEM} are kept for the flow of that name; give the microscope's "
+            "directory, or the timestep, another one"
+        )
 
 
 async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bool) -> list[str]:
@@ -122,6 +136,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
         try:
             event = await asyncio.to_thread(source.read_event, event_file)
             log_about(event.timestep_id)
+            check_not_reserved(system, event)
             seen = await asyncio.to_thread(with_images, seen, source, event_file, event)
             warnings = await find_images(source, event, in_time=in_time)
             if await asyncio.to_thread(lambda: source.is_staged):

@@ -32,6 +32,7 @@ from blocks.purge_proof import prove_event_file, prove_files, prove_object
 from blocks.purgeable import NotProven, Outcome, Purgeable, PurgeableTimesteps, title_of
 from blocks.settings import Settings, get_settings
 from blocks.staging import Staging
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from flows.purge_staging import STAGE, StagingPurge
 from flows.upload import lease_name
 
@@ -198,11 +199,12 @@ def purge(
 
 
 async def configured_systems(settings: Settings, only: str | None = None) -> list[ImagingSystem]:
-    """The systems that are there, each as its block says, or only the one of this name."""
+    """The microscopes that are there, each as its block says, or only the one of this name."""
     settings.require("data_dir", "database_url", "prefect_api_url")
     root = cast(Path, settings.data_dir)
     found = await asyncio.to_thread(discover_systems, root)
-    return [await ImagingSystem.configured(name, root) for name in found if only in (None, name)]
+    names = [name for name in found if name != FLIGHT_CHECK and only in (None, name)]
+    return [await ImagingSystem.configured(name, root) for name in names]
 
 
 @flow(name="purge-timesteps", flow_run_name="purge timesteps", persist_result=False)

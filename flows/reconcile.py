@@ -21,6 +21,7 @@ from blocks.object_errors import Refused
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from blocks.surf_archiver import archive_of
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,10 @@ def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str,
     after: tuple[datetime, UUID] | None = None
     while True:
         rows = select(Timestep.uploaded_at, Timestep.id, Timestep.key, Timestep.etag).where(
-            col(Timestep.uploaded_at).is_not(None), col(Timestep.archived_at).is_(None), Timestep.bucket == bucket
+            col(Timestep.uploaded_at).is_not(None),
+            col(Timestep.archived_at).is_(None),
+            Timestep.bucket == bucket,
+            Timestep.system != FLIGHT_CHECK,
         )
         if after:
             rows = rows.where(tuple_(col(Timestep.uploaded_at), col(Timestep.id)) > after)

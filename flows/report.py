@@ -4,23 +4,22 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.blocks.abstract import NotificationBlock
-from prefect.blocks.core import Block
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
 from blocks.database import create_engine
 from blocks.early_warnings import EarlyWarnings
-from blocks.errors import ArchiverError
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRule, ExpiryRules
+from blocks.flight_outcome import FlightOutcome
 from blocks.object_store import ObjectStore
 from blocks.settings import get_settings
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
 from blocks.tables import RejectedEventFile, Timestep, TimestepState
+from flows.notification import notify
 
 PERIOD = timedelta(days=1)
 # Not on tape for longer than this is at risk.
@@ -30,10 +29,6 @@ SHOWN = 5  # failures, rejected files
 TITLE = "Timesteps of the day"
 
 
-class NoNotificationBlock(ArchiverError):
-    """ARCHIVER_REPORT_BLOCK names no Prefect block that can notify anybody."""
-
-
 @flow(name="daily-report", flow_run_name="daily report")
 async def daily_report() -> str:
     """Send the report to the notification block that the settings name; without one, only log it."""
@@ -41,57 +36,47 @@ async def daily_report() -> str:
     text = await asyncio.to_thread(_report, datetime.now(UTC))
     get_run_logger().info("%s\n%s", TITLE, text)
     if settings.report_block:
-        await notify(settings.report_block, text)
+        await notify(settings.report_block, TITLE, text)
     return text
-
-
-async def notify(name: str, text: str) -> None:
-    """Send a text through a block.
-
-    Args:
-        name: `type/name`, as in the Prefect UI, e.g. `slack-webhook/lab`.
-
-    Raises:
-        NoNotificationBlock: when there is no such block, or it is of another kind.
-    """
-    try:
-        block: Any = await Block.aload(name)
-    except ValueError as error:
-        raise NoNotificationBlock(f"ARCHIVER_REPORT_BLOCK is {name}, which Prefect does not have: {error}") from error
-    if not isinstance(block, NotificationBlock):
-        raise NoNotificationBlock(f"ARCHIVER_REPORT_BLOCK is {name}, which is no notification block")
-    await cast(Any, block).notify(text, TITLE)
 
 
 def _report(now: datetime) -> str:
     settings = get_settings()
     with closing(EventLog.from_settings(settings)) as log:
-        systems = log.systems.all()
+        systems, flight = log.systems.all(), log.flights.last()
     rules = ExpiryRules(ObjectStore.from_settings(settings)).read()
     engine = create_engine(settings)
     try:
-        return report(engine, now, systems, rules)
+        return report(engine, now, systems, rules, flight)
     finally:
         engine.dispose()
 
 
-def report(engine: Engine, now: datetime, systems: Sequence[SystemSeen] = (), rules: Sequence[ExpiryRule] = ()) -> str:
+def report(
+    engine: Engine,
+    now: datetime,
+    systems: Sequence[SystemSeen] = (),
+    rules: Sequence[ExpiryRule] = (),
+    flight: FlightOutcome | None = None,
+) -> str:
     """What happened in the day before `now`, and what somebody should look after, as lines of text.
 
     Args:
         systems: what was seen of them last.
         rules: by which the bucket deletes objects.
+        flight: how the last flight check ended.
     """
     with Session(engine) as session:
-        return "\n".join(_lines(session, now, EarlyWarnings.of(session, systems, rules, now)))
+        return "\n".join(_lines(session, now, EarlyWarnings.of(session, systems, rules, now, flight)))
 
 
 def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[str]:
     start = now - PERIOD
+    is_real = Timestep.system != FLIGHT_CHECK
     yield f"from {start:%Y-%m-%d %H:%M} to {now:%Y-%m-%d %H:%M} UTC"
     systems = session.exec(
         select(Timestep.system, func.count())
-        .where(col(Timestep.ingested_at) >= start, col(Timestep.ingested_at) < now)
+        .where(is_real, col(Timestep.ingested_at) >= start, col(Timestep.ingested_at) < now)
         .group_by(col(Timestep.system))
         .order_by(col(Timestep.system))
     ).all()
@@ -99,7 +84,7 @@ def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[st
     yield f"taken in: {sum(count for _, count in systems)}" + (f" ({each})" if each else "")
     uploaded, size = session.exec(
         select(func.count(), func.coalesce(func.sum(Timestep.size), 0)).where(
-            col(Timestep.uploaded_at) >= start, col(Timestep.uploaded_at) < now
+            is_real, col(Timestep.uploaded_at) >= start, col(Timestep.uploaded_at) < now
         )
     ).one()
     yield f"uploaded: {uploaded}, {float(size or 0) / 1e9:.1f} GB"
@@ -113,7 +98,7 @@ def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[st
             f"{early.names.get(system, system)} {experiment}, position {position}: {reason}"
             for system, experiment, position, reason in session.exec(
                 select(Timestep.system, Timestep.experiment_id, Timestep.position, Timestep.failed_reason)
-                .where(Timestep.state == TimestepState.FAILED)
+                .where(is_real, Timestep.state == TimestepState.FAILED)
                 .order_by(col(Timestep.failed_at).desc())
             )
         ],
@@ -122,7 +107,7 @@ def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[st
     yield from _listed("rejected event files", rejected)
     at_risk, oldest = session.exec(
         select(func.count(), func.min(Timestep.uploaded_at)).where(
-            col(Timestep.uploaded_at) < now - AT_RISK, col(Timestep.archived_at).is_(None)
+            is_real, col(Timestep.uploaded_at) < now - AT_RISK, col(Timestep.archived_at).is_(None)
         )
     ).one()
     waiting = f", the oldest since {oldest:%Y-%m-%d}" if oldest else ""

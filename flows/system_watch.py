@@ -16,6 +16,7 @@ from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import get_settings
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
 from flows.hints import Hints
 from flows.outcome import clear, reject
@@ -87,6 +88,8 @@ class SystemWatch:
 
     def _see(self, loop: asyncio.AbstractEventLoop) -> None:
         self._hints.renew(self._system, loop)
+        if self._name == FLIGHT_CHECK:
+            return  # no disk of a microscope
         try:
             self._log.systems.tell(SystemSeen.of(self._system, get_settings()))
         except OSError as error:

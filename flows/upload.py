@@ -32,6 +32,7 @@ from blocks.object_store import ObjectStore
 from blocks.remembered import Remembered
 from blocks.settings import Settings, get_settings
 from blocks.staging import Copy, Staging
+from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
 from flows.again import TRIES, try_again
 
@@ -49,6 +50,10 @@ _object_stores = Remembered(ObjectStore)
 
 class Stopped(Exception):
     """The upload was told to stop."""
+
+
+class NotWanted(Exception):
+    """A flight check has taken its timestep back: there is nothing to upload any more."""
 
 
 def upload(
@@ -70,12 +75,16 @@ def upload(
         ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
         KeyTaken: when something else is stored under the timestep's key.
         LeaseTaken: while another process uploads the same timestep.
+        NotWanted: when it was withdrawn.
     """
     started_at = datetime.now(UTC)
-    copy = find_copy(timestep, settings)
-    bundle = Bundle.of(copy.directory if copy else find_images(timestep, settings), timestep.metadata)
     key = timestep.event.key
     with hold(log.redis, lease_name(log, key)) as lease:
+        # Who withdraws a timestep holds the lease too, after saying so.
+        if is_synthetic(timestep.system, timestep.event) and log.register.is_withdrawn(str(timestep.timestep_id)):
+            raise NotWanted(f"{key} was withdrawn, so there is nothing to upload")
+        copy = find_copy(timestep, settings)
+        bundle = Bundle.of(copy.directory if copy else find_images(timestep, settings), timestep.metadata)
         journal = RedisJournal(log.redis, store.bucket_name)
 
         def may_write() -> None:
@@ -146,6 +155,10 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
             uploaded = await until_stopped(upload, timestep, settings, store, log)
             uploaded = uploaded.model_copy(update={"flow_run_id": UUID(current_run.id)})
             await asyncio.to_thread(conclude, uploaded, entry_id, log)
+        except NotWanted as error:
+            if entry_id:
+                await asyncio.to_thread(log.acknowledge, "upload-worker", entry_id)
+            return Completed(message=str(error))
         except (LeaseTaken, LeaseLost, RedisError, httpx.HTTPError) as error:
             # Not about this timestep: another process works on it, or a service of ours is away.
             return try_again(_reason(error), tries, longest=SERVICE_PAUSE, forever=True)

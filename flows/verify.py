@@ -18,6 +18,7 @@ from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Image
 from blocks.settings import Settings
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep, TimestepImage, TimestepState
 
 
@@ -110,7 +111,8 @@ def _query(selection: Selection) -> Select[Any]:
     query: Select[Any] = select(*columns).order_by(col(Timestep.timestamp), col(Timestep.id))
     if selection.ids:
         return query.where(col(Timestep.id).in_(selection.ids))
-    query = query.where(col(Timestep.uploaded_at).is_not(None))
+    # What a flight check sent may be gone before its turn comes.
+    query = query.where(col(Timestep.uploaded_at).is_not(None), col(Timestep.system) != FLIGHT_CHECK)
     if selection.experiment:
         query = query.where(col(Timestep.experiment_id) == selection.experiment)
     if selection.system:

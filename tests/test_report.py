@@ -1,11 +1,8 @@
 """The daily report, from a real database through a real Prefect block to a real receiver."""
 
 import asyncio
-import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -16,9 +13,11 @@ from sqlmodel import Session
 from blocks.object_store import ObjectStore
 from blocks.system_seen import Disk, SystemSeen
 from flows.apply import apply_events
-from flows.report import TITLE, NoNotificationBlock, notify, report
+from flows.notification import NoNotificationBlock, notify
+from flows.report import TITLE, report
 from flows.upload import OBJECT_STORE
 from tests.events import NOON, announced, archived, delivered, failed, ingested, rejected, said, uploaded
+from tests.receiver import receiving
 
 pytest_plugins = ["tests.prefect_server"]
 
@@ -78,24 +77,8 @@ def test_an_empty_database_has_a_report_too(engine: Engine) -> None:
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a webhook, and what was posted to it."""
-    got: list[dict[str, Any]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", got
-    server.shutdown()
-    server.server_close()
+    with receiving() as receiver:
+        yield receiver
 
 
 def test_the_report_reaches_a_webhook_through_a_block_of_prefect(
@@ -108,7 +91,7 @@ def test_the_report_reaches_a_webhook_through_a_block_of_prefect(
             name="lab", url=url, json_data={"title": "{{subject}}", "text": "{{body}}"}
         )
         await block.asave("lab", overwrite=True)
-        await notify("custom-webhook/lab", "taken in: 3\nuploaded: 2")
+        await notify("custom-webhook/lab", TITLE, "taken in: 3\nuploaded: 2")
 
     asyncio.run(test())
     assert got == [{"title": TITLE, "text": "taken in: 3\nuploaded: 2"}]
@@ -117,7 +100,7 @@ def test_the_report_reaches_a_webhook_through_a_block_of_prefect(
 def test_a_block_that_is_not_there_or_tells_nobody_is_named(prefect: str, object_store: ObjectStore) -> None:
     async def test(name: str) -> None:
         await object_store.without_keys().asave(OBJECT_STORE, overwrite=True)
-        await notify(name, "text")
+        await notify(name, TITLE, "text")
 
     with pytest.raises(NoNotificationBlock, match="slack-webhook/nobody, which Prefect does not have"):
         asyncio.run(test("slack-webhook/nobody"))

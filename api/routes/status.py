@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from api.deps import ServicesDep
 from api.overview import GroupStatus, StateStatus, Status, read_status
-from api.warnings import DiskRow
+from api.warnings import DiskRow, FlightCheckRow
 
 router = APIRouter(tags=["operating"])
 metrics_router = APIRouter(tags=["operating"])
@@ -90,7 +90,15 @@ def _of_state(state: StateStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "archiver_expiring_objects", "Objects not on tape that the bucket deletes within three days.", state.expiring
     )
+    yield from _of_flight_check(state.flight_check)
     yield from _of_disks(state.disks)
+
+
+def _of_flight_check(last: FlightCheckRow | None) -> Iterator[Metric]:
+    has_failed = last is not None and last.verdict == "failed"
+    yield GaugeMetricFamily("archiver_flight_check_failed", "Whether the last flight check failed.", has_failed)
+    good = last.last_good.timestamp() if last and last.last_good else 0
+    yield GaugeMetricFamily("archiver_flight_check_last_good_seconds", "When the last good one ended, or 0.", good)
 
 
 def _of_disks(disks: list[DiskRow]) -> Iterator[Metric]:
