@@ -77,6 +77,9 @@ class StateStatus(BaseModel):
         description="Objects that are not on tape, and that the bucket's lifecycle rules delete within three days.",
         examples=[0],
     )
+    waiting_for_room: list[str] = Field(
+        description="Systems whose timesteps wait for room in staging.", examples=[["prince"]]
+    )
     disks: list[DiskRow] = Field(description="The disks of the systems, and of their copies.")
     system_names: dict[str, str] = Field(
         description="What people call each imaging system, as its block says.",
@@ -151,6 +154,7 @@ def _read_state(services: Services, session: Session, now: datetime) -> StateSta
         oldest_not_on_tape_seconds=_age(oldest, now),
         silent_systems=[SilentSystemRow.of(one) for one in early.silent],
         expiring=early.expiring,
+        waiting_for_room=sorted(early.no_room),
         disks=[DiskRow.of(disk) for disk in early.disks],
         system_names=early.names,
         flight_check=FlightCheckRow.of(early.flight) if early.flight else None,

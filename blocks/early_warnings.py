@@ -53,6 +53,8 @@ class EarlyWarnings:
     """What people call each system."""
     flight: FlightOutcome | None
     """How the last flight check ended."""
+    no_room: dict[str, str]
+    """Systems whose timesteps wait for room in staging, and why."""
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class EarlyWarnings:
             expiring=expiring_objects(session, rules, now),
             names={seen.name: seen.display_name for seen in systems},
             flight=flight,
+            no_room={seen.name: seen.waits_for_room for seen in systems if seen.waits_for_room},
         )
 
     @property
@@ -93,9 +96,14 @@ class EarlyWarnings:
         count = f"{self.expiring:,}" if self.expiring < _COUNTED else f"more than {_COUNTED - 1:,}"
         expiring = [f"objects not on tape that the bucket's lifecycle rules delete within 3 days: {count}"]
         flight = self.flight.warning() if self.flight else None
+        waiting = [
+            f"{self.names[system]} waits for room in staging, so nothing more is taken in: {why}"
+            for system, why in self.no_room.items()
+        ]
         return [
             *([flight] if flight else []),
             *silent,
+            *waiting,
             *(disk.sentence() for disk in self.filling),
             *(expiring if self.expiring else []),
         ]

@@ -36,6 +36,10 @@ class StagingFull(ArchiverError):
     """There is no room for a copy now; the message says how much there is."""
 
 
+class NeverFits(ArchiverError):
+    """A copy would not fit even if staging were empty; the message says how large it is."""
+
+
 @dataclass(frozen=True)
 class Copy:
     """A sound copy of a timestep."""
@@ -113,7 +117,7 @@ class Staging:
         """Copy an image directory, once; a copy that is not sound is replaced, when the new one is whole.
 
         Raises:
-            StagingFull: when there is no room now.
+            StagingFull, NeverFits: when there is no room now, or never.
             BundleError: when a file can't be read, or changes meanwhile.
             OSError: when the copy can't be written, or one that is there can't be read.
         """
@@ -177,6 +181,9 @@ class Staging:
             fcntl.flock(lock, fcntl.LOCK_EX)
             shutil.rmtree(partial, ignore_errors=True)  # of an attempt that died
             reserved, disk = self.reserved(), shutil.disk_usage(self._root)
+            most = min(disk.total * (1 - _RESERVE), self._budget if self._budget is not None else disk.total)
+            if size > most:
+                raise NeverFits(f"a copy of {size} bytes never fits into staging, which holds {most:.0f}")
             if self._budget is not None:
                 used = self.used() + reserved
                 if used + size > self._budget:

@@ -48,6 +48,7 @@ class SystemSeen(BaseModel):
     at: datetime
     source: Disk
     staging: Disk | None = Field(description="Where its timesteps are copied to, if they are.")
+    waits_for_room: str | None = Field(None, description="Why its timesteps can't be copied there now, if so.")
 
     @classmethod
     def of(cls, system: ImagingSystem, settings: Settings) -> Self:
@@ -73,12 +74,25 @@ class SystemsSeen:
     def __init__(self, connection: redis.Redis, stream: str) -> None:
         self._redis = connection
         self._key = f"{stream}:systems"
+        self._stream = stream
 
     def tell(self, seen: SystemSeen) -> None:
         """Have everybody know."""
         self._redis.hset(self._key, seen.name, seen.model_dump_json())
 
+    def tell_of_no_room(self, system: str, why: str, seconds: float) -> None:
+        """Have everybody know that a timestep waits for room in staging; forgotten when it is not said again."""
+        self._redis.set(self._no_room(system), why, ex=round(seconds))
+
     def all(self) -> list[SystemSeen]:
         """The systems by their names, also those that nobody has seen for long."""
         known = cast(dict[str, str], self._redis.hgetall(self._key))
-        return [SystemSeen.model_validate_json(known[name]) for name in sorted(known)]
+        return [
+            SystemSeen.model_validate_json(known[name]).model_copy(
+                update={"waits_for_room": self._redis.get(self._no_room(name))}
+            )
+            for name in sorted(known)
+        ]
+
+    def _no_room(self, system: str) -> str:
+        return f"{self._stream}:no-room:{system}"

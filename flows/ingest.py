@@ -20,7 +20,7 @@ from blocks.logs import log_about
 from blocks.remembered import Remembered
 from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
-from blocks.staging import Staging, StagingFull
+from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.outcome import reject, take_in, with_images
 
@@ -81,13 +81,15 @@ async def stage(system: ImagingSystem, event: ImagingEvent) -> None:
     """Copy the images to staging, where the upload finds them.
 
     Raises:
-        StagingFull: when there is no room now.
+        StagingFull: when there is no room now. A timestep that never fits is uploaded without a copy.
         ImagesMissing: when they change meanwhile.
         InvalidEventFile: when they can't be bundled as they are.
     """
     staging = Staging.from_settings(get_settings())
     try:
         await asyncio.to_thread(staging.stage, system.name, event.timestep_id, system.directory / event.img_dir)
+    except NeverFits as error:
+        get_run_logger().warning("%s is uploaded without a copy: %s", event.img_dir, error)
     except SourceChanged as error:
         raise ImagesMissing(str(error)) from error
     except BundleError as error:
@@ -143,6 +145,9 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
                 await stage(source, event)
             ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
         except StagingFull as error:
+            # Longer than until this run says it again.
+            seconds = 3 * LONGEST_PAUSE
+            await asyncio.to_thread(log.systems.tell_of_no_room, system, str(error), seconds)
             return Scheduled(
                 scheduled_time=datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE),
                 name="AwaitingSpace",

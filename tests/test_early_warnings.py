@@ -156,3 +156,15 @@ def test_what_is_seen_of_a_system_is_told_through_redis(event_log: EventLog, tmp
     assert told.staging is not None
     assert told.source.device == told.staging.device
     assert 0 < told.source.free <= told.source.total
+    assert told.waits_for_room is None
+    event_log.systems.tell_of_no_room("prince", "staging holds 5 of 5 bytes", seconds=60)
+    (told,) = event_log.systems.all()
+    assert told.waits_for_room == "staging holds 5 of 5 bytes"
+
+
+def test_a_system_that_waits_for_room_is_told(engine: Engine) -> None:
+    with Session(engine) as session:
+        waits = seen(source=disk(1)).model_copy(update={"waits_for_room": "staging holds 5 of 5 bytes"})
+        (sentence,) = EarlyWarnings.of(session, [waits, seen("aretha")], [], NOON).sentences()
+    assert sentence.startswith("prince waits for room in staging")
+    assert sentence.endswith("staging holds 5 of 5 bytes")

@@ -22,7 +22,7 @@ from blocks.messages import Ingested, LogEvent, StagingPurged
 from blocks.object_store import ObjectStore
 from blocks.purgeable import PurgeableTimesteps
 from blocks.settings import Settings
-from blocks.staging import Staging, StagingFull
+from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.tables import Timestep, TimestepEvent
 from flows.purge_staging import StagingPurge
 from flows.record import record_waiting
@@ -181,9 +181,42 @@ def test_copies_made_at_the_same_time_respect_the_budget(tmp_path: Path, source:
 
 
 def test_the_disk_is_never_filled(staging: Staging, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging_module, "_RESERVE", 1.0)
+    total = shutil.disk_usage(source).total
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(total, total, total // 20))
     with pytest.raises(StagingFull, match="would not leave enough"):
         staging.stage("prince", uuid4(), source)
+
+
+def test_what_would_not_even_fit_into_an_empty_staging_is_not_waited_for(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NeverFits):
+        Staging(tmp_path / "staging", budget=1000).stage("prince", uuid4(), source)
+    monkeypatch.setattr(staging_module, "_RESERVE", 1.0)
+    with pytest.raises(NeverFits):
+        Staging(tmp_path / "staging").stage("prince", uuid4(), source)
+
+
+@pytest.mark.parametrize("crash_at", range(3))
+def test_a_damaged_copy_is_there_until_the_new_one_is_whole_whenever_that_dies(
+    staging: Staging, source: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+    (copy / "more").touch()
+    left, rename = iter(range(crash_at)), Path.rename
+
+    def dying(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise KilledError
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(KilledError):
+            staging.stage("prince", timestep_id, source)
+    assert [path for path in copy.parent.iterdir() if (path / "more").exists()]
+    assert contents(staging.stage("prince", timestep_id, source)) == contents(source)
 
 
 def test_what_died_is_cleaned_up_after_a_while(staging: Staging, source: Path) -> None:

@@ -305,7 +305,10 @@ def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
     run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "LONGEST_PAUSE", 1.0)
-    monkeypatch.setenv("ARCHIVER_STAGING_BUDGET_BYTES", "1000")
+    other = cast(Path, run_settings.staging_dir) / "bowie" / uuid4().hex
+    other.mkdir(parents=True)
+    (other / "image.tif").write_bytes(bytes(5000))
+    monkeypatch.setenv("ARCHIVER_STAGING_BUDGET_BYTES", "10000")
     get_settings.cache_clear()
     ImagingSystem(staging="always").save("bowie", overwrite=True)
     event = drop(run_settings, "bowie")
@@ -322,6 +325,7 @@ def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
         async with working(event_ingester, settings=run_settings):
             await waiting()
             assert said(event_log, Ingested) == []
+            assert "staging holds 5000 of 10000 bytes" in (event_log.systems.all()[0].waits_for_room or "")
             monkeypatch.setenv("ARCHIVER_STAGING_BUDGET_BYTES", "1000000")
             get_settings.cache_clear()
             await until(lambda: said(event_log, Ingested), "taking it in")

@@ -91,6 +91,9 @@ def _of_state(state: StateStatus) -> Iterator[Metric]:
         "archiver_expiring_objects", "Objects not on tape that the bucket deletes within three days.", state.expiring
     )
     yield from _of_flight_check(state.flight_check)
+    yield GaugeMetricFamily(
+        "archiver_systems_without_room", "Systems that wait for room in staging.", len(state.waiting_for_room)
+    )
     yield from _of_disks(state.disks)
 
 
