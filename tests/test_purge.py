@@ -10,6 +10,7 @@ import pytest
 from sqlmodel import Session, select
 
 from blocks.event_log import EventLog
+from blocks.image_directory import SystemAway
 from blocks.messages import SourcePurged
 from blocks.tables import Timestep, TimestepEvent
 from tests.purging import KilledError, Lab
@@ -40,7 +41,19 @@ def test_a_proven_timestep_goes_and_nothing_else_does(lab: Lab) -> None:
     assert row.source_purged_at is not None
     assert (said["files"], said["timestep_id"]) == (4, str(timestep.timestep_id))
     assert len(said["proof"]["checks"]) == 4
+    assert lab.log.register.conclusion(lab.system.name, timestep.event_file) is None
     assert lab.purge() == []
+
+
+def test_a_purge_is_about_one_system_and_needs_its_share(lab: Lab, make_lab: Callable[[], Lab]) -> None:
+    other = make_lab()
+    lab.arrived()
+    other.arrived()
+    assert len(lab.purge()) == 1
+    assert len(other.files()) == 4
+    other.home.rename(other.home.with_name("away"))
+    with pytest.raises(SystemAway):
+        other.purge()
 
 
 def test_without_a_retention_time_nothing_goes(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from sqlalchemy import delete, update
 from sqlmodel import Session, select
 
 from blocks import deletion, mounts
+from blocks.lease import Lease, LeaseLost
 from blocks.messages import Ingested, SourcePurged
 from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
@@ -81,6 +83,11 @@ def _replace(image: Path) -> None:
     other.replace(image)
 
 
+def _remove_all(lab: Lab, timestep: Ingested) -> None:
+    shutil.rmtree(lab.home / timestep.event.img_dir)
+    (lab.home / timestep.event_file).unlink()
+
+
 def _link_above(lab: Lab, timestep: Ingested) -> None:
     above = (lab.home / timestep.event.img_dir).parent
     above.rename(lab.home / "elsewhere")
@@ -140,6 +147,7 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
     "image cut off": (lambda lab, it: os.truncate(image_of(lab, it), 1000), "has 1000 bytes, uploaded were"),
     "image with a hole": (lambda lab, it: _punch(image_of(lab, it)), "another content"),
     "image replaced by one of the same times": (lambda lab, it: _replace(image_of(lab, it)), "another content"),
+    "all of it gone already": (_remove_all, "not by a purge of ours"),
     "its Img is a link": (lambda lab, it: _link_image(lab, image_of(lab, it).parent), "a symbolic link"),
     "a directory above is a link": (lambda lab, it: _link_above(lab, it), "symbolic link"),
     "event file is a link": (lambda lab, it: _link_image(lab, lab.home / it.event_file), "not the event file any more"),
@@ -199,7 +207,57 @@ def test_no_clock_decides_whether_a_file_is_still_what_was_uploaded(lab: Lab, mo
     assert "another content" in outcome.kept
 
 
-def test_what_wasaltered_between_its_copy_and_its_upload_stays(lab: Lab) -> None:
+def test_where_policy_says_content_it_is_read_though_nothing_seems_to_have_changed(lab: Lab) -> None:
+    timestep = lab.drop()
+    time.sleep(1.2)
+    lab.upload(timestep)
+    # As if a disk had turned a bit, which changes no time.
+    with Session(lab.engine) as session, session.begin():
+        session.execute(update(TimestepImage).values(sha256="0" * 64))
+    (outcome,) = lab.purge(purge_compares="content")
+    assert "another content" in outcome.kept
+    (outcome,) = lab.purge(purge_compares="state")
+    assert outcome.kept == ""
+
+
+def test_who_lost_the_lease_deletes_nothing_more(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.arrived()
+    left = iter(range(2))
+
+    def lost(_: Lease) -> None:
+        if next(left, None) is None:
+            raise LeaseLost("another process may have it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "check", lost)
+        (outcome,) = lab.purge()
+    assert "another process may have it" in outcome.kept
+    assert len(lab.files()) == 2
+    (outcome,) = lab.purge()
+    assert (outcome.files, outcome.kept) == (4, "")
+
+
+def test_a_directory_that_becomes_a_link_leads_no_deletion_away(tmp_path: Path) -> None:
+    home, outside = tmp_path / "prince", tmp_path / "outside"
+    for directory in (home / "t1" / "Img", outside / "Img" / "empty"):
+        directory.mkdir(parents=True)
+    (home / "t1" / "Img" / "a.tif").write_bytes(b"a")
+    files = find_sources(home / "t1")
+    # The very same file, by another way.
+    (home / "t1" / "Img" / "a.tif").rename(outside / "Img" / "a.tif")
+    moved = find_sources(outside)
+    (home / "t1" / "Img").rmdir()
+    (home / "t1" / "Img").symlink_to(outside / "Img")
+    for known in (files, moved):
+        with pytest.raises(deletion.NotDeleted, match="through a link"):
+            deletion.delete_files(home, "t1", known)
+    with pytest.raises(deletion.NotDeleted, match="through a link"):
+        deletion.delete_empty_directories(home, "t1", ["Img/empty/b.tif"])
+    assert (outside / "Img" / "a.tif").exists()
+    assert (outside / "Img" / "empty").exists()
+
+
+def test_what_was_altered_between_its_copy_and_its_upload_stays(lab: Lab) -> None:
     """The object holds what was copied. The state of the source at the time of the upload proves nothing."""
     timestep, other = lab.drop(), lab.drop()
     time.sleep(1.2)
