@@ -25,7 +25,11 @@ def _is_system(entry: os.DirEntry[str]) -> bool:
             if (Path(entry.path) / "events").is_dir():
                 _say_once(f"{entry.path} is left out, because it is a symbolic link; mount or bind it there instead")
             return False
-        return stat.S_ISDIR((Path(entry.path) / "events").stat().st_mode)
+        events = Path(entry.path) / "events"
+        status = events.lstat()
+        if stat.S_ISLNK(status.st_mode) and events.is_dir():
+            _say_once(f"{entry.path} is left out, because {events} is a symbolic link; mount or bind it there instead")
+        return stat.S_ISDIR(status.st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

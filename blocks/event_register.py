@@ -38,6 +38,10 @@ class EventFileRegister:
             return digest
         return cast(str, self._redis.hget(key, timestep_id))
 
+    def identity(self, timestep_id: str) -> str | None:
+        """The digest that a timestep's id is bound to, if it is."""
+        return cast(str | None, self._redis.hget(f"{self._stream}:identities", timestep_id))
+
     def withdraw(self, timestep_id: str) -> None:
         """Have nobody begin to upload a timestep any more, and forget what was announced under its id."""
         self._redis.set(self._withdrawn(timestep_id), 1, ex=_REMEMBER_SECONDS)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from blocks.legible import legible
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -17,4 +19,4 @@ class Finding:
 
     def __str__(self) -> str:
         who = "can be fixed: " if self.fix else ""
-        return f"{self.kind}: {self.subject} ({who}{self.action})"
+        return legible(f"{self.kind}: {self.subject} ({who}{self.action})")

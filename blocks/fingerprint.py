@@ -25,6 +25,16 @@ class Fingerprint(BaseModel):
         return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
     @staticmethod
+    def is_of_inode(state: str, inode: int) -> bool:
+        """Whether a state is that of a file with this inode."""
+        return state.endswith(f"-{inode}")
+
+    @staticmethod
+    def differ_in_inode_only(one: str, other: str) -> bool:
+        """Whether two states may be of one file, on a share that numbers its files anew when it is mounted again."""
+        return one != other and one.rpartition("-")[0] == other.rpartition("-")[0]
+
+    @staticmethod
     def access_of(status: os.stat_result) -> str:
         """What `access` is for something in this state."""
         return f"{status.st_mode:o}-{status.st_uid}-{status.st_gid}"

@@ -130,14 +130,21 @@ class ImagingSystem(Block):
         disk = shutil.disk_usage(self.directory)
         return mount_of(self.directory).is_network or disk.free < _NEARLY_FULL * disk.total
 
-    def event_files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Path below the system's directory, and state, of each event file that is there now."""
+    def event_files(
+        self, is_passed_over: Callable[[str, int], bool] = lambda name, inode: False
+    ) -> Iterator[tuple[str, os.stat_result]]:
+        """Path below the system's directory, and state, of each event file that is there now.
+
+        Args:
+            is_passed_over: asked for each path and inode, before the file's state is asked for. To list names is
+                cheap; on a share, the state of each file may cost a question of its own.
+        """
         with os.scandir(self.directory / "events") as entries:
             for entry in entries:
-                if not is_event_file(entry.name):
+                if not is_event_file(entry.name) or is_passed_over(name := f"events/{entry.name}", entry.inode()):
                     continue
                 try:
-                    yield f"events/{entry.name}", entry.stat(follow_symlinks=False)
+                    yield name, entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # renamed or removed since it was listed
 

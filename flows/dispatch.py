@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Literal, cast
 
 import httpx
@@ -110,10 +111,10 @@ class UploadDispatcher:
     async def _keep_starting(self) -> None:
         self._wake.clear()
         await self.start()
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout=1.0)
-        except TimeoutError:
-            return
+        # Not asyncio.wait_for: before Python 3.12, one that is cancelled as it wakes forgets that it was.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._wake.wait()
 
     async def start(self) -> None:
         """Start what there is room for, and see to what is in flight for long."""

@@ -6,7 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.events import (
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
@@ -14,6 +21,9 @@ from blocks.discovery import is_event_file
 from blocks.imaging_system import ImagingSystem
 
 logger = logging.getLogger(__name__)
+
+# Not that a file is opened or read, as we do so ourselves with each of them.
+_KINDS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileModifiedEvent, FileMovedEvent, FileClosedEvent]
 
 
 class _Handler(FileSystemEventHandler):
@@ -24,10 +34,9 @@ class _Handler(FileSystemEventHandler):
         self._loop = loop
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in ("created", "modified", "moved"):
-            names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
-            if event_files := {f"events/{name}" for name in names if is_event_file(name)}:
-                self._loop.call_soon_threadsafe(self._take, event_files)
+        names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
+        if event_files := {f"events/{name}" for name in names if is_event_file(name)}:
+            self._loop.call_soon_threadsafe(self._take, event_files)
 
 
 class Hints:
@@ -52,7 +61,7 @@ class Hints:
             self.stop()
             if place[0] == "native":
                 self._observer = Observer()
-                self._observer.schedule(_Handler(self._take, loop), str(events))
+                self._observer.schedule(_Handler(self._take, loop), str(events), event_filter=_KINDS)
                 self._observer.start()
             self._observed = place
         except OSError as error:

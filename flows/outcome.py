@@ -8,6 +8,7 @@ from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
+from blocks.legible import legible
 from blocks.messages import Cleared, Ingested, LogEvent, Rejected
 
 STAGE = "event-ingester"
@@ -62,6 +63,23 @@ def take_in(
     return ingested
 
 
+def still_taken_in(
+    system: ImagingSystem, event_file: str, event: ImagingEvent, conclusion: str, now: Fingerprint, log: EventLog
+) -> bool:
+    """Whether an event file was taken in as what it says now, and only its inode is another one; remembers that then.
+
+    A share may number its files anew whenever it is mounted, and 100,000 of them must not get 100,000 runs for that.
+    """
+    before = Fingerprint.model_validate_json(conclusion)
+    if before.access is not None or not Fingerprint.differ_in_inode_only(before.file, now.file):
+        return False
+    said = Ingested(timestep_id=event.timestep_id, system=system.name, event_file=event_file, event=event)
+    if log.register.identity(str(event.timestep_id)) != said.digest:
+        return False
+    log.register.conclude(system.name, event_file, Fingerprint(file=now.file).model_dump_json())
+    return True
+
+
 def reject(
     system: ImagingSystem,
     event_file: str,
@@ -81,7 +99,7 @@ def reject(
     Returns:
         The sentence that names the file and the cause.
     """
-    sentence = f"{system.directory / event_file} was rejected: {reason}"
+    sentence = legible(f"{system.directory / event_file} was rejected: {reason}")
     episode = log.register.open_rejection(system.name, event_file)
     rejected = Rejected(
         timestep_id=event.timestep_id if event else None,

@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -12,12 +14,12 @@ from prefect.client.schemas.objects import StateType
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import get_settings
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
+from flows.examination import Examined, examine
 from flows.hints import Hints
 from flows.outcome import clear, reject
 from flows.pending import Pending, PendingFile
@@ -56,6 +58,7 @@ class SystemWatch:
         self._pending = Pending()
         self._hinted: set[str] = set()
         self._due: dict[str, float] = {}
+        self._place: tuple[int, int] | None = None
         self._rescan_at = 0.0
         self._wake = asyncio.Event()
         self._hints = Hints(self._take_hint)
@@ -131,7 +134,8 @@ class SystemWatch:
             self._verdicts.forget(event_file)
         found = []
         system, stands = self._system, self._verdicts.stands
-        for name, status in system.event_files():
+        self._verdicts.begin_rescan()
+        for name, status in system.event_files(self._verdicts.rests):
             if rejected:
                 rejected.pop(name, None)
             try:
@@ -139,7 +143,20 @@ class SystemWatch:
                     found.append(name)
             except FileNotFoundError:
                 continue
-        return found, [name for name in rejected if self._clear_if_gone(name)]
+        gone = rejected if self._is_same_place() else {}
+        return found, [name for name in gone if self._clear_if_gone(name)]
+
+    def _is_same_place(self) -> bool:
+        """Whether the events are where they were, or where some of those are that we know.
+
+        Beneath a share that is away lies another directory, which may have an `events` of its own.
+        """
+        events = self._system.directory / "events"
+        status = events.stat()
+        place = (status.st_dev, status.st_ino)
+        if self._place in (None, place) or any(f"events/{name}" in self._verdicts for name in os.listdir(events)):  # noqa: PTH208 -- names are all that is needed
+            self._place = place
+        return self._place == place
 
     def _clear_if_gone(self, event_file: str) -> bool:
         """End the rejection of a file that the operator removed; a share that is away is no reason."""
@@ -156,10 +173,10 @@ class SystemWatch:
         """Until there is something to do: a hint, a file that is due, or the next rescan."""
         at = min([self._rescan_at, *self._due.values()])
         pause = 0.5 if self._due and self._pending.room() <= 0 else 0.0
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout=max(pause, at - time.monotonic(), 0.01))
-        except TimeoutError:
-            return
+        # Not asyncio.wait_for: before Python 3.12, one that is cancelled as the hint comes forgets that it was.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(pause, at - time.monotonic(), 0.01)):
+                await self._wake.wait()
         self._wake.clear()
 
     # --- acting
@@ -189,26 +206,7 @@ class SystemWatch:
         """
         now = time.monotonic()
         try:
-            status = await asyncio.to_thread((self._system.directory / event_file).lstat)
-            conclusion = await asyncio.to_thread(self._log.register.conclusion, self._name, event_file)
-            if conclusion:
-                self._verdicts.learn(event_file, conclusion)
-            if await asyncio.to_thread(self._verdicts.stands, event_file, status, self._system):
-                self._pending.forget(event_file)
-                return None
-            state = await asyncio.to_thread(self._system.fingerprint, event_file)
-            pending = self._pending.seen(event_file, state)
-            if now - pending.driven < LOOK_AGAIN_SECONDS:
-                return None
-            event: ImagingEvent | None
-            try:
-                event = await asyncio.to_thread(self._system.read_event, event_file)
-            except InvalidEventFile:
-                # It may still be being written; the flow says what is wrong with it once it has settled.
-                unsettled = pending.since + self._system.settle_seconds - now
-                if unsettled > 0:
-                    return unsettled
-                event = None
+            found = await asyncio.to_thread(examine, self._system, event_file, self._verdicts, self._log)
         except FileNotFoundError:
             self._pending.forget(event_file)
             return None
@@ -216,17 +214,27 @@ class SystemWatch:
             # Its mount fails, or a part of it. The other files go on.
             logger.warning("%s/%s can't be read now: %s", self._name, event_file, error)
             return None
-        await self._drive(event_file, event, pending, conclusion or "")
+        if found is None:
+            self._pending.forget(event_file)
+            return None
+        pending = self._pending.seen(event_file, found.state)
+        if now - pending.driven < LOOK_AGAIN_SECONDS:
+            return None
+        # It may still be being written; the flow says what is wrong with it once it has settled.
+        unsettled = pending.since + self._system.settle_seconds - now
+        if found.event is None and unsettled > 0:
+            return unsettled
+        await self._drive(event_file, found, pending)
         return None
 
-    async def _drive(self, event_file: str, event: ImagingEvent | None, pending: PendingFile, before: str) -> None:
-        register = self._log.register
-        asked = await asyncio.to_thread(register.asked, self._name, event_file)
-        looks = f"{self._name}/{event_file} {pending.fingerprint.file} {before}{f' {asked}' if asked else ''}"
+    async def _drive(self, event_file: str, found: Examined, pending: PendingFile) -> None:
+        event = found.event
+        asked = f" {found.asked}" if found.asked else ""
+        looks = f"{self._name}/{event_file} {pending.fingerprint.file} {found.conclusion}{asked}"
         subject = event.timestep_id if event else "unreadable"
 
         def is_done() -> bool:
-            return (register.conclusion(self._name, event_file) or "") != before
+            return (self._log.register.conclusion(self._name, event_file) or "") != found.conclusion
 
         driven = await self._runs.drive(
             work=f"{subject}:{hashlib.sha256(looks.encode()).hexdigest()[:16]}",

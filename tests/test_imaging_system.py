@@ -89,6 +89,19 @@ def test_a_system_that_is_a_link_is_left_out_with_a_line(tmp_path: Path, caplog:
     assert "prince is left out, because it is a symbolic link" in line
 
 
+def test_a_system_whose_events_are_a_link_is_left_out_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "prince" / "events").mkdir(parents=True)
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "twin" / "events").symlink_to(tmp_path / "prince" / "events")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "events").symlink_to("nowhere")
+    assert discover_systems(tmp_path) == ["prince"]
+    (line,) = [record.message for record in caplog.records]
+    assert "twin is left out, because" in line
+
+
 def test_a_root_that_is_not_mounted_has_no_systems(tmp_path: Path) -> None:
     assert discover_systems(tmp_path / "away") == []
 

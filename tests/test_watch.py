@@ -5,7 +5,9 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from blocks.fingerprint import Fingerprint
 from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Rejected
-from flows import pending, system_watch
+from flows import pending, system_watch, verdicts
 from flows.outcome import with_images
 from tests.images import tiff
 from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
@@ -32,15 +34,24 @@ SETTLE_SECONDS = 2.0
 # --- where event files come from
 
 
+Kind = Literal["native", "polling"]
+both_ways = pytest.mark.parametrize("kind", ["native", "polling"])
+
+
+@both_ways
 def test_files_from_before_the_start_and_each_way_a_file_can_come(
-    root: Path, event_log: EventLog, ingest: Ingest, tmp_path: Path
+    root: Path, event_log: EventLog, ingest: Ingest, tmp_path: Path, kind: Kind
 ) -> None:
+    ingest.watching = kind
     prince = Microscope(root)
     prince.drop("before.json")
 
     async def test() -> None:
         async with watching(root, event_log, ingest):
             await until(taken_in(event_log, "before.json"), "taking in what was there")
+        prince.drop("between.json")
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "between.json"), "taking in what came while nobody watched")
             prince.drop("created.json")
             (prince.events / ".hidden.json").write_text(prince.event())
             (prince.events / ".hidden.json").rename(prince.events / "renamed.json")
@@ -48,15 +59,20 @@ def test_files_from_before_the_start_and_each_way_a_file_can_come(
             (tmp_path / "elsewhere").rename(prince.events / "moved in.json")
             (prince.events / "part").write_text(prince.event())
             os.link(prince.events / "part", prince.events / "linked.json")
-            names = ["created.json", "renamed.json", "moved in.json", "linked.json"]
+            (prince.events / "overwritten.json").write_text("{")
+            await asyncio.sleep(0.3)
+            (prince.events / "overwritten.json").write_text(prince.event())
+            names = ["created.json", "renamed.json", "moved in.json", "linked.json", "overwritten.json"]
             await until(taken_in(event_log, *names), "taking in each of them")
+            prince.drop("created.json")
+            await until(lambda: ingest.runs["prince/events/created.json"] == 2, "taking in what it says now")
             late = Microscope(root, "aretha")
             late.drop("new system.json")
             await until(taken_in(event_log, "new system.json"), "taking in of a new system")
 
     asyncio.run(test())
-    assert len(said(event_log)) == 6
-    assert set(ingest.runs.values()) == {1}
+    assert sorted(said(event_log).count(one) for one in set(said(event_log))) == [1] * 7 + [2]
+    assert sum(ingest.runs.values()) == len(said(event_log)) == 9
 
 
 def test_hidden_files_and_other_files_are_left_alone(root: Path, event_log: EventLog, ingest: Ingest) -> None:
@@ -136,7 +152,11 @@ def test_trying_to_watch_what_is_not_there_costs_nothing(
 # --- files that are not finished, or wrong
 
 
-def test_a_file_that_is_written_slowly_is_never_rejected(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+@both_ways
+def test_a_file_that_is_written_slowly_is_never_rejected(
+    root: Path, event_log: EventLog, ingest: Ingest, kind: Kind
+) -> None:
+    ingest.watching = kind
     prince = Microscope(root)
     content = prince.event()
 
@@ -151,6 +171,29 @@ def test_a_file_that_is_written_slowly_is_never_rejected(root: Path, event_log: 
 
     asyncio.run(test())
     assert said(event_log) == [("ingested", "events/slow.json")]
+
+
+@both_ways
+def test_what_a_writer_left_half_way_is_rejected_and_taken_in_once_it_is_whole(
+    root: Path, event_log: EventLog, ingest: Ingest, kind: Kind
+) -> None:
+    ingest.watching = kind
+    prince = Microscope(root)
+    content, path = prince.event(), prince.events / "1.json"
+    half = f"import os, signal; f = open({str(path)!r}, 'w'); f.write({content[:60]!r}); f.flush()"
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            command = [sys.executable, "-c", f"{half}; os.kill(os.getpid(), signal.SIGKILL)"]
+            writer = await asyncio.to_thread(subprocess.run, command, check=False)
+            assert writer.returncode == -signal.SIGKILL
+            await until(rejected(event_log, "1.json"), "rejection")
+            with path.open("a") as file:
+                file.write(content[60:])
+            await until(taken_in(event_log, "1.json"), "taking it in")
+
+    asyncio.run(test())
+    assert ingest.runs == {"prince/events/1.json": 2}
 
 
 def test_a_wrong_file_is_rejected_once_and_taken_in_once_mended(
@@ -462,13 +505,13 @@ def disk(root: Path, tmp_path: Path) -> Iterator[Callable[[str], None]]:
     subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
-@pytest.mark.parametrize("kind", ["native", "polling"])
+@both_ways
 def test_a_share_that_is_unmounted_and_mounted_again(
     root: Path,
     event_log: EventLog,
     ingest: Ingest,
     disk: Callable[[str], None],
-    kind: Literal["native", "polling"],
+    kind: Kind,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ingest.watching = kind
@@ -482,7 +525,14 @@ def test_a_share_that_is_unmounted_and_mounted_again(
             await until(rejected(event_log, "wrong.json"), "rejection")
             disk("unmount")
             await asyncio.sleep(1.5)  # a rescan without it
+            # What lies beneath may look like a share on which all was removed.
+            prince.events.mkdir()
+            (prince.events / "stale.json").write_text("{")
+            await asyncio.sleep(1.5)
+            (prince.events / "stale.json").unlink()
             disk("mount")
+            (prince.events / "wrong.json").rename(prince.events / "wrong, and renamed.json")
+            await until(rejected(event_log, "wrong, and renamed.json"), "rejection")
             prince.drop("between.json")
             await until(taken_in(event_log, "between.json"), "taking in after it came back")
             await asyncio.sleep(1.2)  # a rescan with it: the observer is there again
@@ -493,9 +543,59 @@ def test_a_share_that_is_unmounted_and_mounted_again(
 
     asyncio.run(test())
     assert sorted(said(event_log)) == [
+        # It was removed, by a rescan that saw the others where they were.
+        ("cleared", "events/wrong.json"),
         *(("ingested", f"events/{name}.json") for name in ("after", "before", "between")),
+        ("rejected", "events/wrong, and renamed.json"),
         ("rejected", "events/wrong.json"),
     ]
+
+
+def test_a_share_that_numbers_its_files_anew_costs_no_runs(root: Path, event_log: EventLog, ingest: Ingest) -> None:
+    prince = Microscope(root)
+    paths = [prince.drop(f"{number}.json") for number in range(3)]
+
+    def renumber(path: Path, content: str) -> None:
+        before = path.stat()
+        path.with_suffix(".new").write_text(content)
+        os.utime(path.with_suffix(".new"), ns=(before.st_atime_ns, before.st_mtime_ns))
+        path.with_suffix(".new").rename(path)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "0.json", "1.json", "2.json"), "taking them in")
+            for path in paths[:2]:
+                renumber(path, path.read_text())
+            # This one only looks the same.
+            renumber(paths[2], paths[2].read_text().replace('"position": 7', '"position": 8'))
+            await until(lambda: ingest.runs["prince/events/2.json"] == 2, "another look")
+            await asyncio.sleep(1.5)
+
+    asyncio.run(test())
+    assert sorted(ingest.runs.values()) == [1, 1, 2]
+
+
+def test_of_very_many_files_each_is_looked_at_closely_in_turn(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "CLOSELY", 3)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 0.2)
+    ingest.watching = "polling"
+    prince = Microscope(root)
+    paths = [prince.drop(f"{number}.json") for number in range(12)]
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, *(path.name for path in paths)), "taking them in")
+            for path in paths:
+                path.write_text(prince.event())
+            await until(lambda: set(ingest.runs.values()) == {2}, "taking in what they say now")
+            prince.drop("new.json")
+            (prince.events / "new").write_text(prince.event())
+            (prince.events / "new").rename(paths[0])
+            await until(lambda: ingest.runs["prince/events/0.json"] == 3, "taking in what was put in its place")
+
+    asyncio.run(test())
 
 
 # --- many at once
