@@ -21,12 +21,31 @@ pytest_plugins = ["tests.prefect_server"]
 DESCRIBED: dict[str, Any] = yaml.safe_load(PREFECT_YAML.read_text())
 
 
-DEPLOYMENTS = {one["entrypoint"]: one["name"] for one in DESCRIBED["deployments"]}
+# Name, pool, tags, the hours, and how many at a time.
+DEPLOYMENTS = {
+    one["entrypoint"]: (
+        one["name"],
+        one["work_pool"]["name"],
+        one["tags"],
+        [schedule["cron"] for schedule in one.get("schedules", [])],
+        one.get("concurrency_limit"),
+    )
+    for one in DESCRIBED["deployments"]
+}
 
 
-async def _deployments() -> dict[str | None, str]:
+async def _deployments() -> dict[str | None, tuple[object, ...]]:
     async with get_client() as client:
-        return {deployment.entrypoint: deployment.name for deployment in await client.read_deployments()}
+        return {
+            deployment.entrypoint: (
+                deployment.name,
+                deployment.work_pool_name,
+                deployment.tags,
+                [getattr(one.schedule, "cron", None) for one in deployment.schedules],
+                deployment.global_concurrency_limit and deployment.global_concurrency_limit.limit,
+            )
+            for deployment in await client.read_deployments()
+        }
 
 
 def test_pools_and_deployments_are_those_of_prefect_yaml(prefect: str) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from blocks import synthetic_files
+from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.messages import Ingested, LogEvent, Withdrawn
 from blocks.object_store import ObjectStore
@@ -23,6 +24,7 @@ from blocks.synthetic_object import NotAsSent, delete_object, read_back
 from blocks.synthetic_timestep import SYSTEM, announcement, images, is_synthetic
 from blocks.tables import RejectedEventFile, Timestep, TimestepImage
 from blocks.tiff import check_tiff
+from flows.ingest import check_not_reserved
 from flows.record import record_waiting
 from flows.upload import NotWanted, conclude, upload
 from flows.withdrawal import Places, withdraw, withdraw_leftovers
@@ -261,6 +263,17 @@ def test_images_of_a_microscope_are_never_deleted_whatever_they_claim_to_be(way:
     withdraw_leftovers(way.places, lambda _: None)
     assert way.store.head(event.key)
     assert sorted((home / event.img_dir).rglob("*.tif")) == real
+
+
+@pytest.mark.parametrize(
+    ("system", "event"),
+    [(SYSTEM, announced()), ("prince", announced(event_type=SYSTEM)), ("prince", announcement(UUID(int=1)))],
+)
+def test_no_microscope_can_use_what_is_reserved(system: str, event: ImagingEvent) -> None:
+    with pytest.raises(InvalidEventFile, match="are kept for the flow of that name"):
+        check_not_reserved(system, event)
+    check_not_reserved(SYSTEM, announcement(UUID(int=1)))
+    check_not_reserved("prince", announced())
 
 
 def test_rows_of_a_microscope_are_no_leftovers(way: Way) -> None:
