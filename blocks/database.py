@@ -1,5 +1,7 @@
 """The PostgreSQL database: engine and migrations."""
 
+import logging
+import time
 from pathlib import Path
 from typing import cast
 
@@ -9,13 +11,24 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from psycopg.types.array import ListBinaryDumper
 from pydantic import SecretStr
-from sqlalchemy import Engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, event, func, make_url, select, text
+from sqlalchemy.exc import OperationalError
 
+from blocks.errors import ArchiverError
 from blocks.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+# A migration waits so long for each lock, lets the others go on, and tries again until it is given up.
+# Less than the second (deadlock_timeout) after which PostgreSQL would end one of two that block each other: the other.
+_LOCK_MILLISECONDS = 800
+_PAUSE_SECONDS = 1.0
+_BLOCKED_SECONDS = 600.0
 
 # The number of PostgreSQL's advisory lock that lets one process migrate at a time; any will do.
 _MIGRATION_LOCK = 7_303_014_001
@@ -29,7 +42,17 @@ _CONNECTING = {
     "keepalives_interval": 5,
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
+    # A statement that was prepared fails for as long as its connection lives, once a migration has changed a type.
+    "prepare_threshold": None,
 }
+
+
+class MigrationBlocked(ArchiverError):
+    """Other transactions keep a migration from its locks; the message says whose."""
+
+
+class NewerDatabase(ArchiverError):
+    """A newer release has migrated the database, and this one can't."""
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -67,22 +90,75 @@ def alembic_config() -> Config:
 def migrate(settings: Settings) -> None:
     """Bring the database up to date, in one transaction; no-op where it is.
 
-    Several processes may do so at once: one migrates, the others wait and find it done.
+    Several processes may do so at once: one migrates, the others wait and find it done. Processes of the release
+    before go on meanwhile: a migration does not queue for long behind a transaction that has a table locked, because
+    everybody else would queue behind the migration. It gives way, and tries again.
+
+    Raises:
+        MigrationBlocked: when it did not get its locks within ten minutes; the message says who has them.
+        NewerDatabase: when a newer release has migrated the database.
     """
     engine = create_engine(settings)
-    config = alembic_config()
+    deadline = time.monotonic() + _BLOCKED_SECONDS
     try:
-        with engine.begin() as connection:
-            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        while not _migrated(engine):
+            if time.monotonic() > deadline:
+                raise MigrationBlocked(f"the migration can't get its locks, because of {_holders(engine)}")
+            logger.warning("The migration gave way to other transactions, and tries again: %s", _holders(engine))
+            time.sleep(_PAUSE_SECONDS)
     finally:
         engine.dispose()
 
 
+def _migrated(engine: Engine) -> bool:
+    """Try once; False when it did not get a lock in time, or it and others blocked each other."""
+    config = alembic_config()
+    try:
+        with engine.begin() as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            if _is_newer(connection):
+                raise NewerDatabase(
+                    "a newer release has migrated the database: run that one, or restore the backup from before"
+                )
+            connection.execute(select(func.set_config("lock_timeout", f"{_LOCK_MILLISECONDS}ms", True)))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except OperationalError as error:
+        if isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+            return False
+        raise
+    return True
+
+
+def _holders(engine: Engine) -> str:
+    """The transactions that have been open for longest, as an operator finds them."""
+    with engine.connect() as connection:
+        rows = connection.execute(text(_LONGEST_TRANSACTIONS)).all()
+    return ", ".join(f"{name or 'a client'} (process {pid}, for {seconds:.0f} s)" for name, pid, seconds in rows) or "?"
+
+
+_LONGEST_TRANSACTIONS = """
+    select application_name, pid, extract(epoch from now() - xact_start) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null
+    order by xact_start limit 3
+"""
+
+
 def pending_migrations(engine: Engine) -> list[str]:
-    """The revisions the database still lacks, oldest first. Empty when it is up to date."""
+    """The revisions the database still lacks, oldest first.
+
+    Empty when it is up to date, or when a newer release has migrated it: that one leaves in place what this one uses.
+    """
     scripts = ScriptDirectory.from_config(alembic_config())
     with engine.connect() as connection:
+        if _is_newer(connection):
+            return []
         current = MigrationContext.configure(connection).get_current_revision()
     return [script.revision for script in scripts.iterate_revisions("head", current or "base")][::-1]
+
+
+def _is_newer(connection: Connection) -> bool:
+    """Whether the database is at a revision that this release does not know."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+    return current is not None and current not in known

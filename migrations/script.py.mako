@@ -1,4 +1,8 @@
-"""${message}."""
+"""${message}.
+
+The release before goes on meanwhile (tests/test_old_release.py): only add, and whatever is added needs no value from it
+(nullable, or with a server default). What is not used any more is removed one release later.
+"""
 
 from collections.abc import Sequence
 
