@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, FastAPI
 from api import documentation, pages, webhook
 from api.deps import Services, require_few_parameters, require_reader
 from api.head import HeadAsGet
-from api.loopback import LoopbackOnly, is_loopback
+from api.loopback import LoopbackOnly
 from api.pages import views
 from api.problems import answer_with_problems, documented
 from api.routes import archives, at_risk, experiments, health, images, rejected, stats, status, timesteps
+from blocks.loopback import is_loopback
 from blocks.settings import MissingSetting, Settings, get_settings
 
 _DESCRIPTION = """

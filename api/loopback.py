@@ -35,11 +35,3 @@ def is_address_elsewhere(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return not (mapped or address).is_loopback
-
-
-def is_loopback(host: str) -> bool:
-    """Whether binding to this keeps other machines out."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -25,6 +25,7 @@ from blocks import incomplete_uploads
 from blocks.database import create_engine, pending_migrations
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog
+from blocks.loopback import is_loopback
 from blocks.object_errors import BucketMissing, ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
@@ -35,6 +36,10 @@ from flows.init import PREFECT_YAML
 CLOCK_SECONDS = 120
 
 _INIT = "`archiver init` does that"
+_LOCK_PREFECT = (
+    "whoever reaches the Prefect server may start and cancel runs: set PREFECT_SERVER_API_AUTH_STRING for it, and "
+    "PREFECT_API_AUTH_STRING to the same for all others"
+)
 
 
 class Wrong(ArchiverError):
@@ -172,11 +177,18 @@ async def _find_pools(url: str) -> str:
         async with get_client() as client:
             for pool in yaml.safe_load(PREFECT_YAML.read_text())["definitions"]["work_pools"]:
                 await client.read_work_pool(pool)
+        is_open = not is_loopback(httpx.URL(url).host) and await _lets_in_everybody(url)
     except ObjectNotFound as error:
         raise Wrong(f"the work pool {pool} is still to be made: {_INIT}") from error
     except httpx.HTTPError as error:
         raise Wrong(f"PREFECT_API_URL {url}: {error or type(error).__name__}") from error
-    return ""
+    return _LOCK_PREFECT if is_open else ""
+
+
+async def _lets_in_everybody(url: str) -> bool:
+    """Whether somebody without a password may read flow runs, and so cancel or start them."""
+    async with httpx.AsyncClient() as nobody:
+        return (await nobody.post(f"{url}/flow_runs/count", json={})).is_success
 
 
 def _webhook(settings: Settings) -> str:

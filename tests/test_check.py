@@ -17,7 +17,7 @@ from blocks.settings import Settings
 from flows.check import Finding, check
 from flows.cli import main
 from tests.conftest import make_store
-from tests.faulty_proxy import Backdate, FaultyProxy
+from tests.faulty_proxy import Backdate, FaultyProxy, Refuse
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway
 
 pytest_plugins = ["tests.prefect_server"]
@@ -139,3 +139,16 @@ def test_a_clock_that_is_wrong_is_noticed(settings: Settings, s3_endpoint: str) 
         fault = found(settings)["clock"].fault
     assert "s ahead of the object storage's" in fault
     assert 590 < float(fault.split(" is ")[1].split()[0]) < 620
+
+
+def test_a_prefect_server_that_others_reach_has_to_ask_for_a_password(
+    run_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(run_settings)["Prefect"] == Finding("Prefect")
+    # As if it were on another machine.
+    monkeypatch.setattr("flows.check.is_loopback", lambda _host: False)
+    assert "PREFECT_SERVER_API_AUTH_STRING" in found(run_settings)["Prefect"].advice
+    with FaultyProxy.before(str(run_settings.prefect_api_url).removesuffix("/api")) as proxy:
+        proxy.plan(Refuse(401, "nobody"), "POST", times=10)
+        locked = run_settings.model_copy(update={"prefect_api_url": f"{proxy.url}/api"})
+        assert found(locked)["Prefect"] == Finding("Prefect")
