@@ -26,7 +26,8 @@ from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState
 logger = logging.getLogger(__name__)
 
 DEAD_LETTERS_SHOWN = 10
-RATE_OVER = timedelta(hours=1)
+# The pace is that since the oldest came that waits, as before there may have been nothing to do: but of so long.
+SHORTEST_PACE, LONGEST_PACE = timedelta(minutes=1), timedelta(minutes=10)
 
 
 class DeadLetterRow(BaseModel):
@@ -91,7 +92,8 @@ class StateStatus(BaseModel):
     warnings: list[str] = Field(description="What will go wrong if nobody does anything.", examples=[[]])
     uploaded_last_hour: int = Field(description="Timesteps that arrived and are not on tape yet.", examples=[120])
     done_in_seconds: float | None = Field(
-        description="When all that is taken in will be uploaded, at the pace of the last hour; null without a pace.",
+        description="Until all that is taken in, or waits to be, will be uploaded, at the pace of the last minutes; "
+        "null where nothing was uploaded in them.",
         examples=[120.0],
     )
 
@@ -103,23 +105,28 @@ class Status(BaseModel):
     problems: list[str] = Field(description="What can't be asked.", examples=[[]])
     state: StateStatus | None = Field(description="What the database says.")
     groups: list[GroupStatus] | None = Field(description="What the stream says.")
+    event_files_waiting: int | None = Field(
+        description="Event files that are neither taken in nor rejected, as the event-ingester saw them last.",
+        examples=[2],
+    )
 
 
 def read_status(services: Services) -> Status:
     """Ask database and stream, of which either may be away."""
     now = datetime.now(UTC)
-    status = Status(at=now, problems=[], state=None, groups=None)
-    try:
-        with Session(services.engine) as session:
-            status.state = _read_state(services, session, now)
-    except OperationalError as error:
-        logger.warning("The database can't be asked how the system does: %s", error.orig)
-        status.problems.append("The database can't be reached.")
+    status = Status(at=now, problems=[], state=None, groups=None, event_files_waiting=None)
     try:
         status.groups = [_read_group(services.log, group, now) for group in GROUPS]
+        status.event_files_waiting = sum(seen.waiting for seen in services.log.systems.all())
     except (RedisError, ArchiverError) as error:
         logger.warning("The stream can't be asked how the system does: %s", error)
         status.problems.append("The stream can't be reached, or was not set up: run `archiver init`.")
+    try:
+        with Session(services.engine) as session:
+            status.state = _read_state(services, session, status)
+    except OperationalError as error:
+        logger.warning("The database can't be asked how the system does: %s", error.orig)
+        status.problems.append("The database can't be reached.")
     return status
 
 
@@ -137,13 +144,15 @@ def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
     )
 
 
-def _read_state(services: Services, session: Session, now: datetime) -> StateStatus:
+def _read_state(services: Services, session: Session, status: Status) -> StateStatus:
+    now = status.at
     early = services.warnings.read(session, now)
     tallied = select(TimestepTally.state, TIMESTEPS, func.sum(TimestepTally.bytes))
     real = tallied.where(TimestepTally.system != FLIGHT_CHECK).group_by(col(TimestepTally.state))
     tallies = session.execute(real).all()
     timesteps = dict.fromkeys(TimestepState, 0) | {state: int(count) for state, count, _ in tallies}
-    uploaded = _count(session, not_on_tape(now, Timestep.id).where(col(Timestep.uploaded_at) >= now - RATE_OVER))
+    last_hour = col(Timestep.uploaded_at) >= now - timedelta(hours=1)
+    waiting = timesteps[TimestepState.INGESTED] + (status.event_files_waiting or 0)
     oldest: datetime | None = session.execute(not_on_tape(now, func.min(Timestep.uploaded_at))).scalar()
     return StateStatus(
         timesteps=timesteps,
@@ -159,9 +168,19 @@ def _read_state(services: Services, session: Session, now: datetime) -> StateSta
         system_names=early.names,
         flight_check=FlightCheckRow.of(early.flight) if early.flight else None,
         warnings=early.sentences(),
-        uploaded_last_hour=uploaded,
-        done_in_seconds=timesteps[TimestepState.INGESTED] / uploaded * RATE_OVER.total_seconds() if uploaded else None,
+        uploaded_last_hour=_count(session, not_on_tape(now, Timestep.id).where(last_hour)),
+        done_in_seconds=_done_in(waiting, session, now, status.groups),
     )
+
+
+def _done_in(waiting: int, session: Session, now: datetime, groups: list[GroupStatus] | None) -> float | None:
+    """In how many seconds so many timesteps will be uploaded; None where there is no pace to tell it by."""
+    if not waiting:
+        return 0.0
+    age = next((group.oldest_waiting_seconds for group in groups or [] if group.group == "upload-worker"), None)
+    over = min(max(timedelta(seconds=age or 0.0), SHORTEST_PACE), LONGEST_PACE)
+    uploaded = _count(session, not_on_tape(now, Timestep.id).where(col(Timestep.uploaded_at) >= now - over))
+    return waiting / uploaded * over.total_seconds() if uploaded else None
 
 
 def _count(session: Session, rows: Select[Any]) -> int:

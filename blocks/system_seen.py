@@ -49,10 +49,14 @@ class SystemSeen(BaseModel):
     source: Disk
     staging: Disk | None = Field(description="Where its timesteps are copied to, if they are.")
     waits_for_room: str | None = Field(None, description="Why its timesteps can't be copied there now, if so.")
+    waiting: int = Field(0, description="Its event files that are neither taken in nor rejected.")
 
     @classmethod
-    def of(cls, system: ImagingSystem, settings: Settings) -> Self:
+    def of(cls, system: ImagingSystem, settings: Settings, waiting: int = 0) -> Self:
         """What is seen of a system now.
+
+        Args:
+            waiting: how many of its event files are not dealt with.
 
         Raises:
             OSError: when its disks can't be asked.
@@ -65,6 +69,7 @@ class SystemSeen(BaseModel):
             source=Disk.of(system.directory, settings.consumer),
             # It is made when the first timestep is copied.
             staging=Disk.of(staging, settings.consumer) if staging and staging.is_dir() else None,
+            waiting=waiting,
         )
 
 

@@ -71,6 +71,7 @@ class SystemWatch:
                     if time.monotonic() >= self._rescan_at:
                         await self._configure()
                         await self._rescan()
+                        await asyncio.to_thread(self._tell)
                     await self._work()
                 except (httpx.HTTPError, RedisError, OSError) as error:
                     # The files stay where they are, and the next rescan finds them.
@@ -87,14 +88,13 @@ class SystemWatch:
             self._system = await self._configured(self._name, self._root)
         except ValidationError as error:
             logger.error("The block of %s is wrong, so it stays as it was: %s", self._name, error)  # noqa: TRY400 -- a sentence for its operator
-        await asyncio.to_thread(self._see, asyncio.get_running_loop())
+        await asyncio.to_thread(self._hints.renew, self._system, asyncio.get_running_loop())
 
-    def _see(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._hints.renew(self._system, loop)
+    def _tell(self) -> None:
         if self._name == FLIGHT_CHECK:
             return  # no disk of a microscope
         try:
-            self._log.systems.tell(SystemSeen.of(self._system, get_settings()))
+            self._log.systems.tell(SystemSeen.of(self._system, get_settings(), waiting=len(self._due)))
         except OSError as error:
             logger.warning("The disks of %s can't be asked how full they are: %s", self._name, error)
 

@@ -67,7 +67,8 @@ def test_the_status_tells_what_needs_a_hand(busy: TestClient) -> None:
     assert (state["bytes"], state["rejected"], state["at_risk"]) == (3000, 1, 1)
     assert state["events"]["timestep.ingested"] == 5
     assert state["oldest_not_on_tape_seconds"] == pytest.approx(50 * 3600, abs=60)
-    assert (state["uploaded_last_hour"], state["done_in_seconds"]) == (1, 3600)
+    # Nothing was uploaded since the one that waits came, so there is no pace.
+    assert (state["uploaded_last_hour"], state["done_in_seconds"]) == (1, None)
     uploading, recording = status["groups"]
     assert (uploading["group"], uploading["waiting"], uploading["dead_letters"]) == ("upload-worker", 0, 1)
     assert uploading["newest_dead_letters"][0]["reason"] == "it makes no sense"
@@ -144,10 +145,39 @@ def test_objects_that_expire_without_a_tape_copy_are_told(
     assert warning.endswith("lifecycle rules delete within 3 days: 1")
 
 
+def test_the_end_of_a_backlog_is_told_by_the_pace_since_it_began(
+    client: TestClient, engine: Engine, event_log: EventLog
+) -> None:
+    now = datetime.now(UTC)
+    before, *during = done = [announced() for _ in range(5)]
+    record(engine, event_log, *map(ingested, done), *map(uploaded, done), *(ingested(announced()) for _ in range(6)))
+    with Session(engine) as session, session.begin():
+        for event, seconds in ((before, 200), *((event, 20) for event in during)):
+            at = now - timedelta(seconds=seconds)
+            session.execute(update(Timestep).where(col(Timestep.id) == event.timestep_id).values(uploaded_at=at))
+    disk = Disk(device="host:1", directory="/data/prince", free=10**12, total=10**12)
+    for name, waiting in (("prince", 1), ("aretha", 1)):
+        seen = SystemSeen(name=name, display_name=name, at=now, source=disk, staging=None, waiting=waiting)
+        event_log.systems.tell(seen)
+    # One that has waited for 100 s.
+    entry_id = f"{int((now.timestamp() - 100) * 1000)}-0"
+    event_log.redis.delete(event_log.stream)
+    event_log.ensure_groups()
+    event_log.redis.xadd(event_log.stream, {"type": "timestep.ingested", "event": "{}"}, id=entry_id)
+    status = client.get("/api/1/status").json()
+    assert status["event_files_waiting"] == 2
+    # Four in 100 s: the eight take 200 s.
+    assert status["state"]["done_in_seconds"] == pytest.approx(200, abs=10)
+    assert read_metrics(client)["archiver_waiting_event_files"] == 2
+    page = client.get("/").text
+    assert "event files waiting" in page
+    assert "all done in" in page
+
+
 def test_nothing_happened_yet(client: TestClient) -> None:
     status = client.get("/api/1/status").json()
     assert status["state"]["timesteps"] == {"ingested": 0, "uploaded": 0, "archived": 0, "failed": 0}
-    assert status["state"]["done_in_seconds"] is None
+    assert status["state"]["done_in_seconds"] == 0
     assert [group["oldest_waiting_seconds"] for group in status["groups"]] == [None, None]
     assert read_metrics(client)["archiver_timesteps archived"] == 0
 

@@ -56,6 +56,12 @@ class _Figures(Collector):
             yield from _of_state(self._status.state)
         if self._status.groups is not None:
             yield from _of_groups(self._status.groups)
+        if self._status.event_files_waiting is not None:
+            yield GaugeMetricFamily(
+                "archiver_waiting_event_files",
+                "Event files that are neither taken in nor rejected.",
+                self._status.event_files_waiting,
+            )
 
 
 def _of_state(state: StateStatus) -> Iterator[Metric]:

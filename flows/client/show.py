@@ -61,7 +61,7 @@ def show_status(settings: Settings, as_json: bool, console: Console) -> int:
         for name, reason in away.items():
             console.print(f"[red]{name} can't be used:[/red] {escape(reason)}", highlight=False, soft_wrap=True)
         if status["state"]:
-            console.print(_state_table(status["state"]))
+            console.print(_state_table(status["state"], status["event_files_waiting"]))
             for warning in status["state"]["warnings"]:
                 console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
         if status["groups"]:
@@ -75,15 +75,17 @@ def show_status(settings: Settings, as_json: bool, console: Console) -> int:
     return 1 if away or status["problems"] else 0
 
 
-def _state_table(state: Mapping[str, Any]) -> Table:
+def _state_table(state: Mapping[str, Any], event_files_waiting: int | None) -> Table:
     table = Table(show_header=False, box=None)
+    if event_files_waiting is not None:
+        table.add_row("event files waiting", f"{event_files_waiting:,}")
     for name, count in state["timesteps"].items():
         table.add_row(name, f"[{_COLOURS[name]}]{count:,}[/]")
     table.add_row("in object storage", decimal(state["bytes"]))
     table.add_row("rejected event files", f"{state['rejected']:,}")
     table.add_row("not on tape for too long", f"{state['at_risk']:,}")
     table.add_row("longest not on tape", _duration(state["oldest_not_on_tape_seconds"]))
-    table.add_row("uploads done in", _duration(state["done_in_seconds"]))
+    table.add_row("all uploaded in", _duration(state["done_in_seconds"]))
     return table
 
 
