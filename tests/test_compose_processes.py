@@ -12,6 +12,7 @@ import pytest
 from tests.compose import ROOT
 
 
+@pytest.mark.long
 def test_the_services_move_timesteps() -> None:
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("needs root, unshare (util-linux) and ip (iproute2), for namespaces of its own")

@@ -41,6 +41,7 @@ from tests.working import (
 )
 
 pytest_plugins = ["tests.prefect_server"]
+pytestmark = pytest.mark.long
 
 SLOW = 100_000  # bytes per second
 

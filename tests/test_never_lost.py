@@ -30,6 +30,7 @@ from tests.images import tiff
 from tests.purging import KilledError, Lab, alter, image_of, overwrite_object
 
 pytest_plugins = ["tests.purging"]
+pytestmark = pytest.mark.long
 
 DEEDS = [
     "purge",
