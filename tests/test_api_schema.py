@@ -38,7 +38,8 @@ _NOWHERE = Settings(
     AWS_ACCESS_KEY_ID="none",
     AWS_SECRET_ACCESS_KEY=SecretStr("none"),
 )
-schema = schemathesis.openapi.from_dict(create_app(_NOWHERE).openapi())
+_DOCUMENT = create_app(_NOWHERE).openapi()
+schema = schemathesis.openapi.from_dict(_DOCUMENT)
 
 
 @pytest.fixture
@@ -64,18 +65,27 @@ def api_url(
         yield url
 
 
-@schema.parametrize()
-@hypothesis_settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_every_answer_is_documented(case: schemathesis.Case[Any], api_url: str) -> None:
-    case.call_and_validate(
-        base_url=api_url,
-        headers={"Authorization": f"Bearer {TOKEN}"},
-        excluded_checks=NOT_MEANT_BY_READY if case.path == "/ready" else NOT_MEANT,
-        timeout=30,
+def _test_of(method: str, path: str) -> Any:
+    @schema.include(method=method, path=path).parametrize()
+    @hypothesis_settings(
+        max_examples=30,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
+    def test(case: schemathesis.Case[Any], api_url: str) -> None:
+        case.call_and_validate(
+            base_url=api_url,
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            excluded_checks=NOT_MEANT_BY_READY if case.path == "/ready" else NOT_MEANT,
+            timeout=30,
+        )
+
+    return test
+
+
+# Schemathesis would give all operations one name, and of tests with one name pytest-xdist runs only one.
+for _path, _methods in _DOCUMENT["paths"].items():
+    for _method in map(str.upper, _methods):
+        globals()[f"test_every_answer_is_documented[{_method} {_path}]"] = _test_of(_method, _path)
