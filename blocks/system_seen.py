@@ -91,12 +91,13 @@ class SystemsSeen:
 
     def all(self) -> list[SystemSeen]:
         """The systems by their names, also those that nobody has seen for long."""
-        known = cast(dict[str, str], self._redis.hgetall(self._key))
+        known = sorted(cast(dict[str, str], self._redis.hgetall(self._key)).items())
+        if not known:
+            return []
+        why = cast(list[str | None], self._redis.mget([self._no_room(name) for name, _ in known]))
         return [
-            SystemSeen.model_validate_json(known[name]).model_copy(
-                update={"waits_for_room": self._redis.get(self._no_room(name))}
-            )
-            for name in sorted(known)
+            SystemSeen.model_validate_json(said).model_copy(update={"waits_for_room": reason})
+            for (_, said), reason in zip(known, why, strict=True)
         ]
 
     def _no_room(self, system: str) -> str:
