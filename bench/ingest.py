@@ -45,6 +45,10 @@ from flows.system_watch import SystemWatch
 SYSTEM = "prince"
 
 
+class _EnoughError(Exception):
+    """It was rescanned often enough."""
+
+
 class _TimedWatch(SystemWatch):
     """Ends after some rescans, and remembers what each of them took (seconds of wall clock and processor)."""
 
@@ -59,7 +63,7 @@ class _TimedWatch(SystemWatch):
         self.rescans.append((time.perf_counter() - before[0], time.process_time() - before[1]))
         self.first_ended = self.first_ended or time.perf_counter()
         if len(self.rescans) == 6:
-            raise asyncio.CancelledError
+            raise _EnoughError
 
 
 def make_old_files(events: Path, count: int, log: EventLog) -> None:
@@ -85,7 +89,7 @@ def watch_old_files(root: str, url: str, answer: Any) -> None:
     log = EventLog(url=SecretStr(url))
     watch = _TimedWatch(SYSTEM, Path(root), log, cast(Runs, None), _nothing_configured)
     begun = time.perf_counter()
-    with suppress(asyncio.CancelledError):
+    with suppress(ExceptionGroup):
         asyncio.run(watch.run())
     again = watch.rescans[1:]
     answer.send(

@@ -10,12 +10,11 @@ from watchdog.events import (
     FileClosedEvent,
     FileCreatedEvent,
     FileModifiedEvent,
-    FileMovedEvent,
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from blocks.discovery import is_event_file
 from blocks.imaging_system import ImagingSystem
@@ -23,29 +22,45 @@ from blocks.imaging_system import ImagingSystem
 logger = logging.getLogger(__name__)
 
 # Not that a file is opened or read, as we do so ourselves with each of them.
-_KINDS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileModifiedEvent, FileMovedEvent, FileClosedEvent]
+_KINDS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileModifiedEvent, FileClosedEvent]
+
+
+class _Emitter(InotifyEmitter):
+    """Does not ask what went away.
+
+    watchdog would hold that back for half a second, to pair it with where it went, and all that comes after it too.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(super().get_event_mask_from_filter() & ~InotifyConstants.IN_MOVED_FROM)
+
+
+class _Observer(InotifyObserver):
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Emitter
 
 
 class _Handler(FileSystemEventHandler):
-    """Tells which event files something happened to; an atomic rename comes as a move."""
+    """Tells which event file something happened to; what was renamed into place comes as created."""
 
-    def __init__(self, take: Callable[[set[str]], None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, take: Callable[[str], None], loop: asyncio.AbstractEventLoop) -> None:
         self._take = take
         self._loop = loop
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
-        if event_files := {f"events/{name}" for name in names if is_event_file(name)}:
-            self._loop.call_soon_threadsafe(self._take, event_files)
+        name = Path(os.fsdecode(event.src_path)).name
+        if is_event_file(name):
+            self._loop.call_soon_threadsafe(self._take, f"events/{name}")
 
 
 class Hints:
     """Tells where something happens to an event file of one system. Nothing is told where that has to be polled."""
 
-    def __init__(self, take: Callable[[set[str]], None]) -> None:
-        """`take` is called in the event loop, with paths below the system's directory."""
+    def __init__(self, take: Callable[[str], None]) -> None:
+        """`take` is called in the event loop, with a path below the system's directory."""
         self._take = take
-        self._observer: BaseObserver | None = None
+        self._observer: _Observer | None = None
         self._observed: tuple[str, int, int] | None = None
 
     def renew(self, system: ImagingSystem, loop: asyncio.AbstractEventLoop) -> None:
@@ -60,7 +75,7 @@ class Hints:
                 return
             self.stop()
             if place[0] == "native":
-                self._observer = Observer()
+                self._observer = _Observer()
                 self._observer.schedule(_Handler(self._take, loop), str(events), event_filter=_KINDS)
                 self._observer.start()
             self._observed = place

@@ -1,7 +1,6 @@
 """The event files of one system that are not dealt with, and which of them have a run under way."""
 
 import time
-from collections.abc import Container
 from dataclasses import dataclass
 
 from blocks.fingerprint import Fingerprint
@@ -44,9 +43,9 @@ class Pending:
         """It is dealt with, or gone."""
         self._files.pop(event_file, None)
 
-    def keep(self, event_files: Container[str]) -> None:
-        """Forget all but these."""
-        self._files = {name: pending for name, pending in self._files.items() if name in event_files}
+    def names(self) -> list[str]:
+        """All of them."""
+        return list(self._files)
 
     def under_way(self) -> list[str]:
         """Those with a run that does not only wait."""

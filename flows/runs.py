@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.states import Pending, Scheduled
 
@@ -164,19 +166,31 @@ class Runs:
             deployment.id, parameters=parameters, state=state, name=name, tags=tags, idempotency_key=key
         )
 
+    async def keep_known(self) -> None:
+        """Ask about the deployment before what is known of it is too old, so that no new run waits for that."""
+        while True:
+            # Whoever needs a run is told what is wrong.
+            with suppress(httpx.HTTPError, ObjectNotFound):
+                self._known = await self._ask()
+            await asyncio.sleep(KNOWN_SECONDS / 2)
+
     async def _deployment(self) -> _Deployment:
         if self._known is None or time.monotonic() - self._known.at > KNOWN_SECONDS:
-            found = await self._client.read_deployment_by_name(self._name)
-            queue = await self._client.read_work_queue_by_name(
-                cast(str, found.work_queue_name), work_pool_name=found.work_pool_name
-            )
-            # What limits more than the pool does is counted by the Prefect server, when a queued run is taken.
-            must_queue = (
-                queue.is_paused or queue.concurrency_limit is not None or found.global_concurrency_limit is not None
-            )
-            flow = await load(cast(str, found.entrypoint))
-            self._known = _Deployment(found.id, flow, must_queue, time.monotonic())
+            self._known = await self._ask()
         return self._known
+
+    async def _ask(self) -> _Deployment:
+        asked = time.monotonic()
+        found = await self._client.read_deployment_by_name(self._name)
+        queue = await self._client.read_work_queue_by_name(
+            cast(str, found.work_queue_name), work_pool_name=found.work_pool_name
+        )
+        # What limits more than the pool does is counted by the Prefect server, when a queued run is taken.
+        must_queue = (
+            queue.is_paused or queue.concurrency_limit is not None or found.global_concurrency_limit is not None
+        )
+        flow = await load(cast(str, found.entrypoint))
+        return _Deployment(found.id, flow, must_queue, asked)
 
 
 def _driven(run: FlowRun, look_in: float) -> Driven:

@@ -51,4 +51,4 @@ async def event_ingester(settings: Settings) -> None:
     settings.require("data_dir")
     async with entrypoint("event-ingester", settings) as this:
         runs = this.runs("ingest-timestep/event-ingester")
-        await this.serve(Watcher(cast(Path, settings.data_dir), this.log, runs).run)
+        await this.serve(Watcher(cast(Path, settings.data_dir), this.log, runs).run, runs.keep_known)

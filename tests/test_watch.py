@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
@@ -26,7 +28,7 @@ from blocks.messages import Rejected
 from flows import pending, system_watch, verdicts
 from flows.outcome import with_images
 from tests.images import tiff
-from tests.watching import Ingest, Microscope, rejected, said, taken_in, until, watching
+from tests.watching import PATIENCE, Ingest, Microscope, rejected, said, taken_in, until, watching
 
 SETTLE_SECONDS = 2.0
 
@@ -106,6 +108,61 @@ def test_a_file_is_taken_in_at_once_when_something_happens_to_it(
             await until(taken_in(event_log, "hinted.json"), "taking in before any rescan")
 
     asyncio.run(test())
+
+
+def test_a_hint_waits_for_nothing_that_was_moved_away_before(
+    root: Path, event_log: EventLog, ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 3600.0)
+    # So long watchdog would wait for where a file went, with all that comes after it.
+    monkeypatch.setattr(InotifyMoveEventGrouper, "delay", 10 * PATIENCE)
+    prince = Microscope(root)
+    prince.drop("before.json")
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "before.json"), "taking in what was there")
+            (prince.events / "before.json").rename(tmp_path / "away.json")
+            (prince.events / ".1.json").write_text(prince.event())
+            (prince.events / ".1.json").rename(prince.events / "1.json")
+            (tmp_path / "2.json").write_text(prince.event())
+            (tmp_path / "2.json").rename(prince.events / "2.json")
+            await until(taken_in(event_log, "1.json", "2.json"), "taking in what was renamed into place")
+
+    asyncio.run(test())
+
+
+def test_a_hint_waits_for_no_rescan(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prince = Microscope(root)
+    prince.drop("before.json")
+    begun, go_on = threading.Event(), threading.Event()
+    list_files = ImagingSystem.event_files
+
+    def hang(*about: Any) -> Iterator[tuple[str, os.stat_result]]:
+        listed = list(list_files(*about))
+        begun.set()
+        assert go_on.wait(2 * PATIENCE)
+        return iter(listed)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            await until(taken_in(event_log, "before.json"), "taking in what was there")
+            monkeypatch.setattr(ImagingSystem, "event_files", hang)
+            try:
+                await until(begun.is_set, "another rescan")
+                prince.drop("hinted.json")
+                (prince.events / "wrong.json").write_text("{")
+                await until(taken_in(event_log, "hinted.json"), "taking in while it is rescanned")
+            finally:
+                go_on.set()
+                monkeypatch.setattr(ImagingSystem, "event_files", list_files)
+            # That rescan has not seen it, which is no reason to forget that it has to settle.
+            await until(rejected(event_log, "wrong.json"), "rejection")
+
+    asyncio.run(test())
+    assert set(ingest.runs.values()) == {1}
 
 
 def test_polling_sees_a_change_too(
