@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Literal, cast
+from typing import cast
 from uuid import UUID
 
 from prefect import State, flow, get_run_logger
@@ -17,23 +18,24 @@ from prefect.runtime import flow_run as current_run
 from prefect.states import Completed
 
 from blocks.database import create_engine
-from blocks.deletion import NotDeleted, delete_empty_directories, delete_files
+from blocks.deletion import delete_empty_directories, delete_files
 from blocks.discovery import discover_systems
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
 from blocks.image_directory import SystemAway
 from blocks.imaging_system import ImagingSystem
-from blocks.lease import LeaseLost, LeaseTaken, hold
+from blocks.lease import hold
 from blocks.messages import LogEvent, SourcePurged
 from blocks.mounts import mount_of, mounts_within
-from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.purge_proof import prove_event_file, prove_files, prove_object
 from blocks.purgeable import NotProven, Outcome, Purgeable, PurgeableTimesteps, title_of
 from blocks.settings import Settings, get_settings
 from blocks.staging import Staging
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
-from flows.purge_staging import STAGE, StagingPurge
+from blocks.tables import Timestep
+from flows.purge_pass import STAGE, PurgePass
+from flows.purge_staging import StagingPurge
 from flows.upload import lease_name
 
 logger = logging.getLogger(__name__)
@@ -42,68 +44,51 @@ logger = logging.getLogger(__name__)
 _REMEMBER_SECONDS = 30 * 24 * 3600
 
 
-class SourcePurge:
-    """One pass over the timesteps of one system."""
+class SourcePurge(PurgePass):
+    """A pass over the files on the share."""
 
-    def __init__(
-        self,
-        system: ImagingSystem,
-        timesteps: PurgeableTimesteps,
-        store: ObjectStore,
-        log: EventLog,
-        run_id: UUID | None = None,
-    ) -> None:
-        self._system = system
-        self._timesteps = timesteps
-        self._store = store
-        self._log = log
-        self._run_id = run_id
-
-    def run(self, *, do_it: bool) -> Iterator[Outcome]:
+    def run(self) -> Iterator[Outcome]:
         """Delete what may be deleted, or only tell what that would be.
 
         Raises:
             SystemAway: when the system's directory is not there.
             OSError: when its mount fails.
         """
-        name, days = self._system.name, self._system.source_retention_days
+        name, days = self.system.name, self.system.source_retention_days
         if days is None:
             return
-        if not (self._system.directory / "events").is_dir():
-            raise SystemAway(f"{self._system.directory} is not there; is the share mounted?")
-        if do_it and mount_of(self._system.directory).is_read_only:
-            logger.warning("Nothing of %s is deleted: %s is mounted read-only", name, self._system.directory)
+        if not (self.system.directory / "events").is_dir():
+            raise SystemAway(f"{self.system.directory} is not there; is the share mounted?")
+        if self.do_it and mount_of(self.system.directory).is_read_only:
+            logger.warning("Nothing of %s is deleted: %s is mounted read-only", name, self.system.directory)
             return
         claims = self._claims()
-        for row in self._timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
+        for row in self.timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
             title = title_of(row)
             try:
-                files, size = self._purge(self._timesteps.load(row), claims, do_it=do_it)
-            except (NotProven, NotDeleted, LeaseTaken, LeaseLost, ObjectStoreError) as error:
-                yield Outcome(title, kept=str(error))
+                yield self.outcome(title, partial(self._purge, row, claims))
             except OSError as error:
                 if error.errno == errno.EROFS:
                     logger.warning("Nothing more of %s is deleted: its mount is read-only", name)
                     return
                 yield Outcome(title, kept=f"{error.filename or title}: {error.strerror}")
-            else:
-                yield Outcome(title, files, size)
 
-    def _purge(self, timestep: Purgeable, claims: dict[str, str], *, do_it: bool) -> tuple[int, int]:
+    def _purge(self, row: Timestep, claims: dict[str, str]) -> tuple[int, int]:
         """Images first, the event file last: until then, everybody can see what is being deleted."""
-        home, row, ingested = self._system.directory, timestep.row, timestep.ingested
+        timestep = self.timesteps.load(row)
+        home, ingested = self.system.directory, timestep.ingested
         # Whoever uploads the timestep, again or still, reads these files.
-        with hold(self._log.redis, lease_name(self._log, row.key or "")) as lease:
+        with hold(self.log.redis, lease_name(self.log, row.key or "")) as lease:
             _check_unclaimed(timestep, claims)
-            self._timesteps.check_unshared(row)
-            checks = prove_object(timestep, self._store, needs_tape=self._system.purge_needs_tape)
-            event_file = prove_event_file(timestep, self._system)
+            self.timesteps.check_unshared(row)
+            checks = prove_object(timestep, self.store, needs_tape=self.system.purge_needs_tape)
+            event_file = prove_event_file(timestep, self.system)
             if Path(os.path.realpath(home / row.image_dir)) != Path(os.path.realpath(home), row.image_dir):
                 raise NotProven(f"{row.image_dir} leads through a symbolic link")
             if mounted := mounts_within(home / row.image_dir):
                 raise NotProven(f"something is mounted at {mounted[0]}; its files may belong elsewhere")
-            proven = prove_files(timestep, home / row.image_dir, timestep.source_state, self._compares)
-            begun = self._log.redis.get(f"{self._log.stream}:purging:source:{row.id}")
+            proven = prove_files(timestep, home / row.image_dir, timestep.source_state, self.compares(home))
+            begun = self.log.redis.get(f"{self.log.stream}:purging:source:{row.id}")
             if not proven.files and event_file is None and begun is None:
                 raise NotProven("its files are gone, but not by a purge of ours")
             purged = SourcePurged(
@@ -112,37 +97,33 @@ class SourcePurge:
                 files=len(proven.files) + bool(event_file),
                 bytes=proven.bytes + (event_file.size if event_file else 0),
                 proof=proven.proof(*checks),
-                flow_run_id=self._run_id,
+                flow_run_id=self.run_id,
             )
-            if not do_it:
+            if not self.do_it:
                 return purged.files, purged.bytes
             # What will be said of all attempts together, should this one die. It decides about nothing.
             purged = SourcePurged.model_validate_json(cast(str, begun)) if begun else purged
-            key = f"{self._log.stream}:purging:source:{row.id}"
-            self._log.redis.set(key, purged.model_dump_json(), ex=_REMEMBER_SECONDS)
+            key = f"{self.log.stream}:purging:source:{row.id}"
+            self.log.redis.set(key, purged.model_dump_json(), ex=_REMEMBER_SECONDS)
             delete_files(home, row.image_dir, proven.files, lease.check)
             delete_empty_directories(home, row.image_dir, timestep.images)
             if event_file:
                 path = PurePosixPath(ingested.event_file)
                 delete_files(home, str(path.parent), {path.name: event_file}, lease.check)
-            self._log.append(LogEvent.of(purged, STAGE))
-            self._log.register.forget(row.system, ingested.event_file)
+            self.log.append(LogEvent.of(purged, STAGE))
+            self.log.register.forget(row.system, ingested.event_file)
             return purged.files, purged.bytes
-
-    @property
-    def _compares(self) -> Literal["state", "content"]:
-        return self._system.purge_compares if mount_of(self._system.directory).has_change_times else "content"
 
     def _claims(self) -> dict[str, str]:
         """The image directories of event files that are not taken in, or not yet; and which files these are."""
-        concluded = self._log.register.concluded(self._system.name)
+        concluded = self.log.register.concluded(self.system.name)
         claims = {}
-        for name, status in self._system.event_files():
+        for name, status in self.system.event_files():
             known = concluded.get(name)
             verdict = Fingerprint.model_validate_json(known) if known else None
             if verdict and verdict.access is None and verdict.file == Fingerprint.state_of(status):
                 continue
-            if img_dir := self._system.announced_directory(name):
+            if img_dir := self.system.announced_directory(name):
                 claims[img_dir] = name
         return claims
 
@@ -178,10 +159,11 @@ def purge(
         with closing(EventLog.from_settings(settings)) as log:
             for system in systems:
                 timesteps = PurgeableTimesteps(engine)
-                passes = [SourcePurge(system, timesteps, store, log, run_id).run(do_it=do_it)]
+                with_these = (system, timesteps, store, log)
+                passes = [SourcePurge(*with_these, do_it=do_it, run_id=run_id).run()]
                 if settings.staging_dir:
                     staging = Staging.from_settings(settings)
-                    passes.append(StagingPurge(system, staging, timesteps, store, log, run_id).run(do_it=do_it))
+                    passes.append(StagingPurge(*with_these, staging, do_it=do_it, run_id=run_id).run())
                 try:
                     for outcome in chain(*passes):
                         say(outcome)

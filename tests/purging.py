@@ -96,14 +96,14 @@ class Lab:
     def purge(self, *, do_it: bool = True, run_id: UUID | None = None, **policy: Any) -> list[Outcome]:
         system = self.system.model_copy(update=policy)
         timesteps = PurgeableTimesteps(self.engine)
-        outcomes = list(SourcePurge(system, timesteps, self.store, self.log, run_id).run(do_it=do_it))
+        outcomes = list(SourcePurge(system, timesteps, self.store, self.log, do_it=do_it, run_id=run_id).run())
         self.record()
         return outcomes
 
     def purge_staging(self, **policy: Any) -> list[Outcome]:
         system = self.system.model_copy(update={"staging_retention_hours": 0, **policy})
         timesteps = PurgeableTimesteps(self.engine)
-        outcomes = list(StagingPurge(system, self.staging, timesteps, self.store, self.log).run(do_it=True))
+        outcomes = list(StagingPurge(system, timesteps, self.store, self.log, self.staging, do_it=True).run())
         self.record()
         return outcomes
 

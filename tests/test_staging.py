@@ -276,8 +276,8 @@ def test_a_copy_goes_once_its_upload_is_proven(
     def purge(hours: float = 0.0) -> list[str]:
         record_waiting(event_log, engine, "state-manager", limit=100, linger_seconds=0.001)
         system = ImagingSystem(name="prince", root=settings.data_dir, staging_retention_hours=hours)
-        pass_ = StagingPurge(system, staging, PurgeableTimesteps(engine), object_store, event_log)
-        return [outcome.kept for outcome in pass_.run(do_it=True)]
+        pass_ = StagingPurge(system, PurgeableTimesteps(engine), object_store, event_log, staging, do_it=True)
+        return [outcome.kept for outcome in pass_.run()]
 
     assert purge() == []
     event_log.append(LogEvent.of(upload(timestep, settings, object_store, event_log), "test"))
