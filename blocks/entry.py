@@ -11,6 +11,16 @@ Group = Literal["upload-worker", "state-manager"]
 GROUPS: tuple[Group, ...] = ("upload-worker", "state-manager")
 
 
+# The milliseconds since 1970 when it was appended, and its number among the entries of that moment.
+Place = tuple[int, int]
+
+
+def place_of(id: str) -> Place:
+    """Where the entry of this id stands in the stream."""
+    milliseconds, _, number = id.partition("-")
+    return int(milliseconds), int(number)
+
+
 class UnreadableEntry(Exception):
     """An entry of the stream that is not one of our events; the message says why."""
 
@@ -26,6 +36,11 @@ class Entry:
     def type(self) -> str:
         """The event's type, readable without decoding the event."""
         return self.fields.get("type", "")
+
+    @property
+    def place(self) -> Place:
+        """Where it stands among the others."""
+        return place_of(self.id)
 
     def decode(self) -> LogEvent:
         """The event in this entry.

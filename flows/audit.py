@@ -21,6 +21,7 @@ from blocks.settings import Settings, get_settings
 from blocks.system_seen import SystemSeen
 from flows.audit_bucket import audit_bucket, audit_leftovers, audit_timesteps
 from flows.audit_disk import audit_disk
+from flows.audit_stream import audit_stream
 from flows.purge import configured_systems
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def find(
                 except OSError as error:
                     yield Finding("disk that can't be read", f"{system.directory}: {error}", "mount it, or mend it")
             yield from audit_timesteps(log, reader, grace)
+            yield from audit_stream(log, reader, grace)
             yield from audit_bucket(store, log, reader, grace)
             yield from audit_leftovers(store, log, left_over)
             yield from audit_disks(systems, settings, reader)

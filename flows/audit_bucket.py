@@ -19,6 +19,7 @@ from blocks.object_store import ObjectStore
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep, TimestepEvent
 from flows.abandoned import OUR_KEY, abort_abandoned
+from flows.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class _Object:
     is_synthetic: bool = False
 
 
+def _in_bytes(found: _Object) -> bytes:
+    """As a bucket orders what it lists."""
+    return found.key.encode()
+
+
 def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timedelta) -> Iterator[Finding]:
     """Objects without a row, and objects that changed or went before they were archived.
 
@@ -42,7 +48,7 @@ def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timed
         ObjectStoreError: when the bucket can't be listed.
     """
     latest = datetime.now(UTC) - grace
-    for recorded, stored in _side_by_side(_recorded(store.bucket_name, engine), _stored(store)):
+    for recorded, stored in side_by_side(_recorded(store.bucket_name, engine), _stored(store), _in_bytes):
         if recorded is None and stored is not None:
             if stored.at < latest:
                 yield Finding(
@@ -68,20 +74,19 @@ def audit_timesteps(log: EventLog, engine: Engine, grace: timedelta) -> Iterator
     """Timesteps without an object, and events that nobody could work on."""
     latest = datetime.now(UTC) - grace
     waiting = (
-        select(Timestep)
+        select(Timestep.id, Timestep.system, Timestep.failed_at, Timestep.failed_reason)
         .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest, Timestep.system != FLIGHT_CHECK)
         .order_by(col(Timestep.timestamp), col(Timestep.id))
+        .execution_options(yield_per=1000)
     )
     backlog = log.backlog("upload-worker")
     is_idle = backlog.waiting == 0 and backlog.in_progress == 0
-    with Session(engine) as session:
-        rows = session.exec(waiting).all()
-    for row in rows:
-        # What still stands in the stream will get its turn.
-        if is_idle or row.failed_at:
-            why = f", {row.failed_reason}" if row.failed_reason else ""
-            subject = f"{row.system} {row.id}{why}"
-            yield Finding("timestep without an object", subject, "upload it again", _Repeat(log, engine, row.id))
+    with closing(Session(engine)) as session:
+        for id, system, failed_at, reason in session.exec(waiting):
+            # What still stands in the stream will get its turn.
+            if is_idle or failed_at:
+                subject = f"{system} {id}" + (f", {reason}" if reason else "")
+                yield Finding("timestep without an object", subject, "upload it again", _Repeat(log, engine, id))
     for group in GROUPS:
         if aside := log.backlog(group).set_aside:
             yield Finding("events set aside", f"{aside} of {group}", "mend the cause, then run `archiver replay`")
@@ -123,20 +128,6 @@ class _Repeat:
                 self.log.repeat(
                     LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data)
                 )
-
-
-def _side_by_side(
-    recorded: Iterator[_Object], stored: Iterator[_Object]
-) -> Iterator[tuple[_Object | None, _Object | None]]:
-    """Both, in the order of their keys, so that neither has to fit into memory."""
-    one, other = next(recorded, None), next(stored, None)
-    while one or other:
-        left, right = one.key.encode() if one else None, other.key.encode() if other else None
-        take_one = left is not None and (right is None or left <= right)
-        take_other = right is not None and (left is None or right <= left)
-        yield (one if take_one else None), (other if take_other else None)
-        one = next(recorded, None) if take_one else one
-        other = next(stored, None) if take_other else other
 
 
 def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:

@@ -9,16 +9,19 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, func
+from sqlmodel import Session, col, select
 
 from blocks import disk_outlook
 from blocks.event_log import EventLog
 from blocks.findings import Finding
 from blocks.imaging_system import ImagingSystem
-from blocks.messages import Ingested, LogEvent
+from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from blocks.tables import Timestep, TimestepEvent
 from flows.audit import find, report
+from flows.audit_stream import audit_stream
 from flows.record import record_waiting
 from flows.upload import upload
 from tests.images import tiff
@@ -116,6 +119,90 @@ def test_an_event_file_put_in_the_place_of_one_with_a_timestep_is_found(lab: Lab
 
 def _overwrite(lab: Lab, timestep: Ingested) -> None:
     lab.store.client.put_object(Bucket=lab.store.bucket_name, Key=timestep.event.key, Body=b"other")
+
+
+# --- stream and history
+
+
+def entries(lab: Lab) -> list[str]:
+    return [entry.id for page in lab.log.pages(100) for entry in page]
+
+
+def test_an_event_that_the_database_lacks_is_said_again(lab: Lab) -> None:
+    timesteps = [lab.take_in(f"{number}.json", position=number) for number in range(3)]
+    for timestep in timesteps:
+        lab.upload(timestep)
+    lab.log.repeat(LogEvent.of(timesteps[0], "test"))  # said twice, and recorded once
+    assert lab.found() == []
+    with Session(lab.engine) as session, session.begin():
+        session.execute(delete(TimestepEvent).where(col(TimestepEvent.type) == Uploaded.type))
+        session.execute(delete(Timestep).where(col(Timestep.id) == timesteps[1].timestep_id))
+    findings = [finding for finding in lab.found() if finding.kind == "event that the database lacks"]
+    assert [finding.subject for finding in findings] == [
+        f"timestep.uploaded {entry} of {timestep.timestep_id}"
+        for entry, timestep in zip(entries(lab)[3:6], timesteps, strict=True)
+    ]
+    for finding in findings:
+        assert finding.fix is not None
+        finding.fix()
+    assert lab.found() == []
+    with Session(lab.engine) as session:
+        assert session.exec(select(func.count()).select_from(Timestep)).one() == 3
+
+
+def test_what_the_stream_lost_is_told_and_what_was_trimmed_is_not(lab: Lab) -> None:
+    for number in range(4):
+        lab.upload(lab.take_in(f"{number}.json", position=number))
+    assert lab.found() == []
+    ids = entries(lab)
+    lab.log.redis.xtrim(lab.log.stream, minid=ids[2], approximate=False)
+    assert lab.found() == []
+    lab.log.redis.xdel(lab.log.stream, ids[3], ids[4], ids[6])
+    several, one = lab.found()
+    assert {several.kind, one.kind} == {"event that the stream lost"}
+    assert f"2 events, from timestep.uploaded {ids[3]}" in several.subject
+    assert f"timestep.ingested {ids[6]}" in one.subject
+    # Of a Redis that lost everything behind an entry, as one that was restored.
+    lab.log.redis.xdel(lab.log.stream, ids[7])
+    assert f"2 events, from timestep.ingested {ids[6]}" in lab.found()[1].subject
+    # A stream that holds nothing any more may have been trimmed.
+    lab.log.redis.xdel(lab.log.stream, *ids)
+    assert lab.found() == []
+
+
+def test_what_is_on_its_way_to_the_database_is_not_missed(lab: Lab) -> None:
+    timestep = lab.take_in("1.json")
+    lab.upload(timestep)
+    assert lab.found() == []
+    failed = Failed(
+        timestep_id=timestep.timestep_id, system="prince", stage="upload", reason="it rained", event=timestep.event
+    )
+    lab.log.append(LogEvent.of(failed, "test"))
+    assert list(audit_stream(lab.log, lab.engine, AGO)) == []
+    (held,) = lab.log.read("state-manager", "another", count=10, wait_seconds=0.1)
+    assert list(audit_stream(lab.log, lab.engine, AGO)) == []
+    lab.log.acknowledge("state-manager", held.id)
+    assert list(audit_stream(lab.log, lab.engine, timedelta(hours=1))) == []
+    assert [finding.kind for finding in audit_stream(lab.log, lab.engine, AGO)] == ["event that the database lacks"]
+    lab.log.dead_letters("state-manager").add(held, "it was wet")
+    assert list(audit_stream(lab.log, lab.engine, AGO)) == []
+
+
+def test_an_entry_that_nobody_can_read_is_told(lab: Lab) -> None:
+    event = LogEvent.of(lab.take_in("1.json"), "test")
+    # As another program may write it.
+    lab.log.redis.xadd(lab.log.stream, {"event": event.model_dump_json(indent=1), "type": event.type})
+    assert lab.found(timedelta(hours=1)) == []
+    assert list(audit_stream(lab.log, lab.engine, AGO)) == []
+    id = cast(str, lab.log.redis.xadd(lab.log.stream, {"what": "?"}))
+    for entry in lab.log.read("state-manager", "another", count=10, wait_seconds=0.1):
+        lab.log.acknowledge("state-manager", entry.id)
+    assert [str(finding) for finding in audit_stream(lab.log, lab.engine, AGO)] == [
+        f"entry that can't be read: entry {id} (see who else writes to the stream)"
+    ]
+
+
+# --- bucket
 
 
 BUCKET: dict[str, tuple[Callable[[Lab, Ingested], object], str, bool]] = {
