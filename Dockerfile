@@ -4,9 +4,12 @@
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 COPY scripts/tools.lock requirements-image.lock ./
-RUN python -m pip install --quiet --no-cache-dir --require-hashes -r tools.lock \
+# The cache is no part of the image: after a change of the lock, only what is new is downloaded.
+ENV UV_LINK_MODE=copy
+RUN --mount=type=cache,target=/root/.cache/uv \
+    python -m pip install --quiet --no-cache-dir --require-hashes -r tools.lock \
     && python -m venv --without-pip /opt/archiver \
-    && uv pip sync --quiet --no-cache --compile-bytecode --require-hashes \
+    && uv pip sync --quiet --compile-bytecode --require-hashes \
         --python /opt/archiver/bin/python requirements-image.lock
 COPY pyproject.toml README.md prefect.yaml ./
 COPY migrations migrations
@@ -20,7 +23,8 @@ COPY --chmod=755 deploy/image/with-secrets deploy/image/healthy /opt/archiver/bi
 
 FROM build AS build-dev
 COPY requirements.lock ./
-RUN uv pip sync --quiet --no-cache --compile-bytecode --require-hashes \
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip sync --quiet --compile-bytecode --require-hashes \
         --python /opt/archiver/bin/python requirements.lock \
     && uv pip install --quiet --no-cache --no-deps --compile-bytecode \
         --python /opt/archiver/bin/python /dist/*.whl
