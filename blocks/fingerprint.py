@@ -1,8 +1,13 @@
 """What decides about an event file, as it is on disk."""
 
 import os
+import time
+from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from blocks.image_survey import Survey
 
 
 class Fingerprint(BaseModel):
@@ -18,6 +23,43 @@ class Fingerprint(BaseModel):
     look_again_at: float | None = Field(
         None, description="When to look again though nothing differs (seconds since 1970), where the cause may pass."
     )
+
+    @classmethod
+    def of(cls, system: Path, event_file: str, img_dir: str | None = None, *, content: bool = False) -> Self:
+        """The present state of an event file and, where given, of an image directory, or even of its images.
+
+        Args:
+            system: the directory below which both are.
+
+        Raises:
+            FileNotFoundError: when the event file is not there.
+        """
+        status = (system / event_file).lstat()
+        alone = cls(file=cls.state_of(status), access=cls.access_of(status))
+        if img_dir is None:
+            return alone
+        states = []
+        for directory in (system / img_dir, system / img_dir / "Img"):
+            try:
+                status = directory.stat()
+                states.append(f"{cls.state_of(status)} {cls.access_of(status)}")
+            except OSError as error:
+                states.append(type(error).__name__)
+        found = alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
+        if content:
+            found = found.model_copy(update={"content": Survey.digest_of(system / img_dir)})
+        return found
+
+    def is_still(self, system: Path, event_file: str) -> bool:
+        """Whether all that a verdict depended on is as it was, and it is not time to look again all the same.
+
+        Raises:
+            FileNotFoundError: when the event file is not there.
+        """
+        if self.look_again_at is not None and time.time() >= self.look_again_at:
+            return False
+        now = Fingerprint.of(system, event_file, self.img_dir, content=self.content is not None)
+        return now == self.model_copy(update={"look_again_at": None})
 
     @staticmethod
     def state_of(status: os.stat_result) -> str:

@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import stat
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -154,21 +153,7 @@ class ImagingSystem(Block):
         Raises:
             FileNotFoundError: when the event file is not there.
         """
-        status = (self.directory / event_file).lstat()
-        alone = Fingerprint(file=Fingerprint.state_of(status), access=Fingerprint.access_of(status))
-        if img_dir is None:
-            return alone
-        states = []
-        for directory in (self.directory / img_dir, self.directory / img_dir / "Img"):
-            try:
-                status = directory.stat()
-                states.append(f"{Fingerprint.state_of(status)} {Fingerprint.access_of(status)}")
-            except OSError as error:
-                states.append(type(error).__name__)
-        found = alone.model_copy(update={"img_dir": img_dir, "images": " ".join(states)})
-        if content:
-            found = found.model_copy(update={"content": Survey.digest_of(self.directory / img_dir)})
-        return found
+        return Fingerprint.of(self.directory, event_file, img_dir, content=content)
 
     def is_as(self, verdict: Fingerprint, event_file: str) -> bool:
         """Whether all that a verdict depended on is as it was, and it is not time to look again all the same.
@@ -176,10 +161,7 @@ class ImagingSystem(Block):
         Raises:
             FileNotFoundError: when the event file is not there.
         """
-        if verdict.look_again_at is not None and time.time() >= verdict.look_again_at:
-            return False
-        now = self.fingerprint(event_file, verdict.img_dir, content=verdict.content is not None)
-        return now == verdict.model_copy(update={"look_again_at": None})
+        return verdict.is_still(self.directory, event_file)
 
     def read_event(self, event_file: str) -> ImagingEvent:
         """Read and check an event file.
