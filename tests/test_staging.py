@@ -3,8 +3,9 @@
 import errno
 import os
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,55 @@ def test_copies_made_at_the_same_time_respect_the_budget(tmp_path: Path, source:
     assert staging.used() == 3 * size
 
 
-def test_the_disk_is_never_filled(staging: Staging, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    total = shutil.disk_usage(source).total
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(total, total, total // 20))
-    with pytest.raises(StagingFull, match="would not leave enough"):
-        staging.stage("prince", uuid4(), source)
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "archiver-test", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
+
+
+def test_the_disk_is_never_filled(small_disk: Path, source: Path) -> None:
+    staging = Staging(small_disk / "staging")
+    reserve = shutil.disk_usage(small_disk).total // 20
+
+    def stage(timestep_id: UUID) -> str:
+        try:
+            staging.stage("prince", timestep_id, source)
+        except StagingFull as error:
+            return str(error)
+        return ""
+
+    # Several at once, so that what is reserved has to count too.
+    with ThreadPoolExecutor(4) as threads:
+        said = list(threads.map(stage, [uuid4() for _ in range(12)]))
+    assert all("would not leave enough" in one for one in said if one)
+    while not stage(uuid4()):
+        pass
+    assert len(staging.copies("prince")) == 7  # of 2 MiB and a bit
+    assert shutil.disk_usage(small_disk).free >= reserve
+    # What somebody else writes there counts as well, and what is deleted makes room.
+    shutil.rmtree(staging.home("prince") / staging.copies("prince")[0].hex)
+    (small_disk / "other").write_bytes(bytes(2 << 20))
+    assert "would not leave enough" in stage(uuid4())
+    (small_disk / "other").unlink()
+    assert stage(uuid4()) == ""
+
+
+def test_a_source_that_is_about_to_run_full_is_staged_where_policy_says_auto(small_disk: Path) -> None:
+    (small_disk / "prince" / "events").mkdir(parents=True)
+    system = ImagingSystem(name="prince", root=small_disk, staging="auto")
+    assert not system.is_staged
+    (small_disk / "prince" / "image.tif").write_bytes(bytes(15 << 20))
+    assert system.is_staged
+    assert not system.model_copy(update={"staging": "never"}).is_staged
+    (small_disk / "prince" / "image.tif").unlink()
+    assert not system.is_staged
+    assert system.model_copy(update={"staging": "always"}).is_staged
 
 
 def test_what_would_not_even_fit_into_an_empty_staging_is_not_waited_for(
