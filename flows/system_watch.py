@@ -59,6 +59,7 @@ class SystemWatch:
         self._pending = Pending()
         self._hinted: set[str] = set()
         self._due: dict[str, float] = {}
+        self._waiting = 0
         self._has_hint, self._has_due, self._has_failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._hints = Hints(self._take_hint)
 
@@ -101,7 +102,7 @@ class SystemWatch:
         # What is hinted at meanwhile may have come after the listing.
         before = {*self._due, *self._pending.names()}
         found = await asyncio.to_thread(self._scan.find, self._system)
-        now = time.monotonic()
+        self._waiting, now = len(found), time.monotonic()
         for event_file in before.difference(found):
             self._due.pop(event_file, None)
             self._pending.forget(event_file)
@@ -113,7 +114,7 @@ class SystemWatch:
         if self._name == FLIGHT_CHECK:
             return  # no disk of a microscope
         try:
-            self._log.systems.tell(SystemSeen.of(self._system, get_settings(), waiting=len(self._due)))
+            self._log.systems.tell(SystemSeen.of(self._system, get_settings(), waiting=self._waiting))
         except OSError as error:
             logger.warning("The disks of %s can't be asked how full they are: %s", self._name, error)
 
