@@ -25,6 +25,8 @@ from pydantic import (
 
 # An event travels as a parameter of a flow run as well, of which Prefect's server takes 512 KiB.
 MAX_EVENT_FILE_BYTES = 1 << 17
+# What PostgreSQL can keep in an index has less than 2,700 bytes.
+MAX_PATH_BYTES = 1000
 # Readers of JSON stop at different depths, the strictest of ours near 200.
 MAX_LEVELS = 64
 
@@ -51,6 +53,8 @@ def _relative_path(value: str) -> str:
     path = PurePosixPath(value)
     if "\0" in value or path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError("must be a relative path inside the system's directory, without '..'")
+    if len(value.encode()) > MAX_PATH_BYTES:
+        raise ValueError(f"must have at most {MAX_PATH_BYTES} bytes")
     return str(path)
 
 

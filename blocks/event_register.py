@@ -1,6 +1,6 @@
 """What is known of event files: who announced which timestep, and which files were dealt with, and how."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -96,6 +96,12 @@ class EventFileRegister:
     def conclusion(self, system: str, event_file: str) -> str | None:
         """The fingerprint under which one event file was last dealt with, if it was."""
         return cast(str | None, self._redis.hget(self._conclusions(system), event_file))
+
+    def conclusions_of(self, system: str, event_files: Iterable[str]) -> dict[str, str | None]:
+        """The same of many event files."""
+        names = list(event_files)
+        found = cast(list[str | None], self._redis.hmget(self._conclusions(system), names)) if names else []
+        return dict(zip(names, found, strict=True))
 
     # --- files that are rejected
 

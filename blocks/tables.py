@@ -65,6 +65,12 @@ class Timestep(SQLModel, table=True):
             postgresql_where=text("uploaded_at is not null and archived_at is null"),
         ),
         Index("timestep_by_key", "key", postgresql_where=text("key is not null")),
+        Index("timestep_by_image_dir", "system", "image_dir"),
+        Index(
+            "timestep_purgeable",
+            *("system", "uploaded_at", "id"),
+            postgresql_where=text("uploaded_at is not null and source_purged_at is null"),
+        ),
     )
 
     id: UUID = Field(primary_key=True)
@@ -82,7 +88,7 @@ class Timestep(SQLModel, table=True):
     type: TimestepType = Field(sa_column=Column(_words(TimestepType), nullable=False))
     timestamp: datetime
     image_count: int
-    image_dir: str
+    image_dir: str = Field(sa_column=Column(String(collation="C"), nullable=False))
     # JSON, not JSONB: kept to the letter, also what JSONB refuses (\u0000).
     announced: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 

@@ -34,7 +34,7 @@ def audit_stream(log: EventLog, engine: Engine, grace: timedelta) -> Iterator[Fi
     set_aside = {letter.entry_id for letter in log.dead_letters("state-manager")}
     in_stream = (said for said in said_in(log, before) if said.entry_id not in set_aside)
     in_history = _recorded(engine, _beginning(log), before)
-    pairs = side_by_side(in_stream, in_history, _place)
+    pairs = side_by_side(in_stream, in_history, _order)
     unrecorded: list[Said] = []
     for is_lost, run in groupby(pairs, key=lambda pair: pair[0] is None):
         if is_lost:
@@ -79,8 +79,8 @@ def _repeat(log: EventLog, entry_id: str) -> None:
         log.repeat(entry.decode())
 
 
-def _place(said: Said) -> Place:
-    return said.place
+def _order(said: Said) -> tuple[Place, str]:
+    return said.place, str(said.event_id)
 
 
 def _beginning(log: EventLog) -> Place:

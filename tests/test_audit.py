@@ -1,26 +1,31 @@
 """The audit finds what is missing on either side, and has it go its way again."""
 
 import asyncio
+import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, delete, func
+from sqlalchemy import Engine, delete, func, text, update
 from sqlmodel import Session, col, select
 
 from blocks import disk_outlook
 from blocks.event_log import EventLog
 from blocks.findings import Finding
+from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.tables import Timestep, TimestepEvent
 from flows.audit import find, report
+from flows.audit_disk import audit_disk
 from flows.audit_stream import audit_stream
 from flows.record import record_waiting
 from flows.upload import upload
@@ -270,6 +275,63 @@ def test_images_that_no_event_announces_are_found_wherever_they_lie(lab: Lab) ->
     again = {"img_dir": "other", "timestep_id": str(uuid4())}
     (lab.prince.events / "2.json").write_text(json.dumps(event | again))
     assert lab.kinds().count("images that no event announces") == 1
+
+
+MANY = 6_000
+_TIMESTEPS = """
+insert into timestep (id, system, experiment_id, plate, cross_date, position, type, timestamp, image_count, image_dir,
+    announced, event_file, ingested_at, uploaded_at, archived_at, bucket, key, size, etag)
+select md5(n::text)::uuid, 'prince', '20261101_004', 4, '2026-11-01', 1, 'stitch', now(), 1, 'many/t' || n, '{}',
+    'events/' || n || '.json', now(), now(), now(), :bucket, 'images/20261101_004/20261101/' || n || '.tar', 1, n
+from generate_series(1, :many) as n
+"""
+_HISTORY = """
+insert into timestep_event (id, entry_id, type, source, time, timestep_id, system, event_file, data)
+select md5('event' || n)::uuid, 1700000000000 + n || '-0', 'timestep.ingested', 'test', now(), md5(n::text)::uuid,
+    'prince', 'events/' || n || '.json', '{}'
+from generate_series(1, :many) as n
+"""
+
+
+def test_of_many_timesteps_an_audit_holds_few_at_a_time(lab: Lab) -> None:
+    system = ImagingSystem(name="prince", root=lab.root)
+    with Session(lab.engine) as session, session.begin():
+        session.execute(text(_TIMESTEPS), {"many": MANY, "bucket": lab.store.bucket_name})
+        session.execute(text(_HISTORY), {"many": MANY})
+        session.execute(
+            update(TimestepEvent).where(col(TimestepEvent.entry_id) == "1700000000007-0").values(id=uuid4())
+        )
+    with lab.log.redis.pipeline(transaction=False) as pipeline:
+        for number in range(1, MANY + 1):
+            (lab.prince.events / f"{number}.json").touch()
+            (lab.prince.directory / "many" / f"t{number}").mkdir(parents=True)
+            id = UUID(hashlib.md5(f"event{number}".encode()).hexdigest())
+            event = f'{{"specversion":"1.0","id":"{id}","more":"{"x" * 1000}"}}'
+            pipeline.xadd(lab.log.stream, {"event": event, "type": "timestep.ingested"}, f"{1700000000000 + number}-0")
+        for name, status in system.event_files():
+            verdict = Fingerprint(file=Fingerprint.state_of(status)).model_dump_json()
+            pipeline.hset(f"{lab.log.stream}:event-files:prince", name, verdict)
+        pipeline.execute()
+        lab.log.redis.xgroup_setid(lab.log.stream, "state-manager", "$")
+        lab.log.redis.xgroup_setid(lab.log.stream, "upload-worker", "$")
+    (lab.prince.events / f"{MANY + 1}.json").touch()
+    (lab.prince.directory / "many" / "unknown").mkdir()
+    (lab.prince.directory / "many" / "unknown" / "1.tif").touch()
+    tracemalloc.start()
+    try:
+        # Without the bucket: its client takes more than all of these.
+        findings = chain(audit_disk(system, lab.log, lab.engine, -1), audit_stream(lab.log, lab.engine, AGO))
+        kinds = sorted(finding.kind for finding in findings)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kinds == [
+        "event file without a timestep",
+        "event that the database lacks",
+        "event that the stream lost",
+        "images that no event announces",
+    ]
+    assert peak < 4 << 20, f"{peak / MANY:.0f} bytes per timestep"
 
 
 def test_a_disk_that_is_away_hides_nothing_else(lab: Lab) -> None:

@@ -245,6 +245,7 @@ HOSTILE = {
     "type of event": wrong(event_type="Stitch"),
     "metadata as a list": wrong(metadata=[]),
     "no metadata": wrong(metadata=None),
+    "an endless img_dir": wrong(img_dir="é/" * 400),
     **{
         f"img_dir {path!r}": wrong(img_dir=path)
         for path in ("", ".", "..", "/", "/etc", "//x", "a/../b", "a\0", None, 7)
