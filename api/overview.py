@@ -4,6 +4,7 @@ Every figure costs the same at a million timesteps: they come out of tallies and
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,8 +21,8 @@ from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
 from api.warnings import DiskRow, FlightCheckRow, SilentSystemRow
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog, Group
-from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
-from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally
+from blocks.system_seen import SystemSeen
+from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally, of_microscopes
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class Status(BaseModel):
     state: StateStatus | None = Field(description="What the database says.")
     groups: list[GroupStatus] | None = Field(description="What the stream says.")
     event_files_waiting: int | None = Field(
-        description="Event files that are neither taken in nor rejected, as the event-ingester saw them last.",
+        description="Event files that are neither taken in nor rejected, as the event-ingester saw them in the last "
+        "hour; null where it saw none of its systems in that time.",
         examples=[2],
     )
 
@@ -117,7 +119,7 @@ def read_status(services: Services) -> Status:
     status = Status(at=now, problems=[], state=None, groups=None, event_files_waiting=None)
     try:
         status.groups = [_read_group(services.log, group, now) for group in GROUPS]
-        status.event_files_waiting = sum(seen.waiting for seen in services.log.systems.all())
+        status.event_files_waiting = _event_files_waiting(services.log.systems.all(), now)
     except (RedisError, ArchiverError) as error:
         logger.warning("The stream can't be asked how the system does: %s", error)
         status.problems.append("The stream can't be reached, or was not set up: run `archiver init`.")
@@ -130,16 +132,20 @@ def read_status(services: Services) -> Status:
     return status
 
 
+def _event_files_waiting(systems: Sequence[SystemSeen], now: datetime) -> int | None:
+    recent = [seen.waiting for seen in systems if seen.is_recent(now)]
+    return sum(recent) if recent or not systems else None
+
+
 def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
     backlog = log.backlog(group)
-    oldest = log.oldest_waiting(group)
     letters = log.dead_letters(group).newest(DEAD_LETTERS_SHOWN) if backlog.set_aside else []
     return GroupStatus(
         group=group,
         waiting=backlog.waiting,
         in_progress=backlog.in_progress,
         dead_letters=backlog.set_aside,
-        oldest_waiting_seconds=_age(oldest, now),
+        oldest_waiting_seconds=_age(backlog.oldest_at, now),
         newest_dead_letters=[DeadLetterRow.model_validate(letter, from_attributes=True) for letter in letters],
     )
 
@@ -148,7 +154,7 @@ def _read_state(services: Services, session: Session, status: Status) -> StateSt
     now = status.at
     early = services.warnings.read(session, now)
     tallied = select(TimestepTally.state, TIMESTEPS, func.sum(TimestepTally.bytes))
-    real = tallied.where(TimestepTally.system != FLIGHT_CHECK).group_by(col(TimestepTally.state))
+    real = tallied.where(of_microscopes(TimestepTally)).group_by(col(TimestepTally.state))
     tallies = session.execute(real).all()
     timesteps = dict.fromkeys(TimestepState, 0) | {state: int(count) for state, count, _ in tallies}
     last_hour = col(Timestep.uploaded_at) >= now - timedelta(hours=1)

@@ -1,14 +1,15 @@
 """How far a reader of the stream is behind its end, and what of the stream nobody needs any more."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import cast
 
 import redis
 
 from blocks.dead_letters import DeadLetters
-from blocks.entry import GROUPS
+from blocks.entry import GROUPS, Group
+from blocks.errors import ArchiverError
 
 # Counted where the entries are: many of them are large.
 _COUNT_BEHIND = """
@@ -25,6 +26,10 @@ return count
 GroupInfo = Mapping[str, int | str]
 
 
+class GroupMissing(ArchiverError):
+    """The stream was not set up; the message says how."""
+
+
 @dataclass(frozen=True)
 class Backlog:
     """How far a group is behind the end of the stream, in entries."""
@@ -32,10 +37,49 @@ class Backlog:
     waiting: int
     in_progress: int
     set_aside: int
+    oldest_at: datetime | None = field(default=None, compare=False)
+    """When the oldest entry that the group has not acknowledged was appended; None where there is none."""
 
 
-def count_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> int:
-    """How many entries a group has not taken."""
+def read_backlog(connection: redis.Redis, stream: str, group: Group) -> Backlog:
+    """How many entries a group has not taken, not finished, and set aside.
+
+    Raises:
+        GroupMissing: when nobody set the stream up.
+    """
+    info = _find_group(connection, stream, group)
+    return Backlog(
+        waiting=_count_behind(connection, stream, info),
+        in_progress=int(info["pending"]),
+        set_aside=len(DeadLetters(connection, stream, group)),
+        oldest_at=_oldest_behind(connection, stream, info),
+    )
+
+
+def has_work(connection: redis.Redis, stream: str, group: Group) -> bool:
+    """Whether there is an entry that a group has not acknowledged.
+
+    Raises:
+        GroupMissing: when nobody set the stream up.
+    """
+    newest = cast(dict[str, str], connection.xinfo_stream(stream))["last-generated-id"]
+    info = _find_group(connection, stream, group)
+    return bool(info["pending"]) or info["last-delivered-id"] != newest
+
+
+def no_such_group(stream: str, group: Group) -> GroupMissing:
+    """What to raise when the stream lacks a group."""
+    return GroupMissing(f"the stream {stream} has no group {group}; run `archiver init`")
+
+
+def _find_group(connection: redis.Redis, stream: str, group: Group) -> GroupInfo:
+    for info in cast(list[dict[str, int | str]], connection.xinfo_groups(stream)):
+        if info["name"] == group:
+            return info
+    raise no_such_group(stream, group)
+
+
+def _count_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> int:
     # Redis 7 counts the lag itself, mostly; 6.2 leaves that to us.
     lag = group.get("lag")
     if lag is None:
@@ -43,8 +87,7 @@ def count_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> int:
     return int(lag)
 
 
-def oldest_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> datetime | None:
-    """When the oldest entry that a group has not acknowledged was appended; None where there is none."""
+def _oldest_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> datetime | None:
     pending = cast(dict[str, str | None], connection.xpending(stream, str(group["name"])))["min"]
     after = f"({group['last-delivered-id']}"
     untaken = cast(list[tuple[str, object]], connection.xrange(stream, after, count=1))

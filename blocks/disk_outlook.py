@@ -16,8 +16,6 @@ _WINDOW = timedelta(hours=24)
 # A disk that is full sooner than this needs somebody's eye, and one that is full later than that does not yet.
 _SOON = timedelta(hours=72)
 _LATE = timedelta(days=30)
-# What was seen longer ago says nothing of the disk now.
-_RECENT = timedelta(hours=1)
 
 # Bytes per system and type of event.
 _Bytes = Mapping[tuple[str, str], float]
@@ -73,7 +71,7 @@ def disk_outlooks(session: Session, systems: Iterable[SystemSeen], now: datetime
     copies: dict[str, list[str]] = {}
     disks: dict[str, Disk] = {}
     for seen in systems:
-        if now - seen.at > _RECENT:
+        if not seen.is_recent(now):
             continue
         for disk, users in ((seen.source, sources), (seen.staging, copies)):
             if disk:

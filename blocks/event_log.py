@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from datetime import datetime
 from functools import cached_property
 from typing import Self, cast
 
@@ -15,10 +14,9 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from blocks.backlog import Backlog, count_behind, oldest_behind
+from blocks.backlog import Backlog, GroupMissing, has_work, no_such_group, read_backlog
 from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
-from blocks.errors import ArchiverError
 from blocks.event_register import EventFileRegister
 from blocks.flight_outcome import FlightOutcomes
 from blocks.flow_run_marks import FlowRunMarks
@@ -41,10 +39,6 @@ local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'type', ARGV[2], '
 redis.call('SET', KEYS[2], id, 'EX', ARGV[4])
 return id
 """
-
-
-class GroupMissing(ArchiverError):
-    """The stream was not set up; the message says how."""
 
 
 class EventLog(Block):
@@ -230,23 +224,11 @@ class EventLog(Block):
 
     def has_work(self, group: Group) -> bool:
         """Whether there is an entry that the group has not acknowledged."""
-        newest = self.newest()
-        info = self._group(group)
-        return bool(info["pending"]) or info["last-delivered-id"] != newest
+        return has_work(self.redis, self.stream, group)
 
     def backlog(self, group: Group) -> Backlog:
-        """How many entries the group has not taken, not finished, and set aside."""
-        info = self._group(group)
-        return Backlog(
-            waiting=count_behind(self.redis, self.stream, info),
-            in_progress=int(info["pending"]),
-            set_aside=len(self.dead_letters(group)),
-        )
-
-    def oldest_waiting(self, group: Group) -> datetime | None:
-        """When the oldest entry that the group has not acknowledged was appended; None where there is none."""
-        info = self._group(group)
-        return oldest_behind(self.redis, self.stream, info)
+        """How far the group is behind the end of the stream."""
+        return read_backlog(self.redis, self.stream, group)
 
     # --- inside
 
@@ -256,13 +238,7 @@ class EventLog(Block):
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
-            raise GroupMissing(f"the stream {self.stream} has no group {group}; run `archiver init`") from error
-
-    def _group(self, group: Group) -> dict[str, int | str]:
-        for info in cast(list[dict[str, int | str]], self.redis.xinfo_groups(self.stream)):
-            if info["name"] == group:
-                return info
-        raise GroupMissing(f"the stream {self.stream} has no group {group}; run `archiver init`")
+            raise no_such_group(self.stream, group) from error
 
     @staticmethod
     def _entries(answer: object) -> list[Entry]:

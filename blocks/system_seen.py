@@ -1,7 +1,7 @@
 """What the event-ingester sees of each system, for those that have not its disks: the API, and the daily report."""
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self, cast
 
@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
+
+# What was seen longer ago says nothing of the system now.
+_RECENT = timedelta(hours=1)
 
 
 class Disk(BaseModel):
@@ -50,6 +53,10 @@ class SystemSeen(BaseModel):
     staging: Disk | None = Field(description="Where its timesteps are copied to, if they are.")
     waits_for_room: str | None = Field(None, description="Why its timesteps can't be copied there now, if so.")
     waiting: int = Field(0, description="Its event files that are neither taken in nor rejected.")
+
+    def is_recent(self, now: datetime) -> bool:
+        """Whether it still says something: not so where a share is away, or nobody watches it any more."""
+        return now - self.at <= _RECENT
 
     @classmethod
     def of(cls, system: ImagingSystem, settings: Settings, waiting: int = 0) -> Self:

@@ -9,10 +9,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Column, Computed, Enum, Index, String, text
-from sqlmodel import Field, SQLModel
+from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Computed, Enum, Index, String, text
+from sqlmodel import Field, SQLModel, col
 
 from blocks.event_file import TimestepType
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 
 
 class TimestepState(StrEnum):
@@ -115,6 +116,11 @@ class Timestep(SQLModel, table=True):
     upload_started_at: datetime | None = None
     verified_at: datetime | None = None
     checks: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+
+
+def of_microscopes(table: "type[Timestep] | type[TimestepTally]") -> ColumnElement[bool]:
+    """The condition that a microscope took a timestep: none of those that flight checks send."""
+    return col(table.system) != FLIGHT_CHECK
 
 
 class TimestepImage(SQLModel, table=True):

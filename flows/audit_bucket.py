@@ -17,7 +17,7 @@ from blocks.findings import Finding
 from blocks.messages import Ingested, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
-from blocks.tables import Timestep, TimestepEvent
+from blocks.tables import Timestep, TimestepEvent, of_microscopes
 from flows.abandoned import OUR_KEY, abort_abandoned
 from flows.side_by_side import side_by_side
 
@@ -75,7 +75,7 @@ def audit_timesteps(log: EventLog, engine: Engine, grace: timedelta) -> Iterator
     latest = datetime.now(UTC) - grace
     waiting = (
         select(Timestep.id, Timestep.system, Timestep.failed_at, Timestep.failed_reason)
-        .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest, Timestep.system != FLIGHT_CHECK)
+        .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest, of_microscopes(Timestep))
         .order_by(col(Timestep.timestamp), col(Timestep.id))
         .execution_options(yield_per=1000)
     )

@@ -94,7 +94,7 @@ def _beginning(log: EventLog) -> Place:
 def _done_before(log: EventLog, grace: timedelta) -> Place:
     """Before which place all is recorded, as far as the state-manager says."""
     moments = [time.time() - grace.total_seconds()]
-    if oldest := log.oldest_waiting("state-manager"):
+    if oldest := log.backlog("state-manager").oldest_at:
         moments.append(oldest.timestamp())
     return int(min(moments) * 1000), 0
 

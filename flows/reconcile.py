@@ -21,8 +21,7 @@ from blocks.object_errors import Refused
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from blocks.surf_archiver import archive_of
-from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
-from blocks.tables import Timestep
+from blocks.tables import Timestep, of_microscopes
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str,
             col(Timestep.uploaded_at).is_not(None),
             col(Timestep.archived_at).is_(None),
             Timestep.bucket == bucket,
-            Timestep.system != FLIGHT_CHECK,
+            of_microscopes(Timestep),
         )
         if after:
             rows = rows.where(tuple_(col(Timestep.uploaded_at), col(Timestep.id)) > after)

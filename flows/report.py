@@ -16,9 +16,8 @@ from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.flight_outcome import FlightOutcome
 from blocks.object_store import ObjectStore
 from blocks.settings import get_settings
-from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
-from blocks.tables import RejectedEventFile, Timestep, TimestepState
+from blocks.tables import RejectedEventFile, Timestep, TimestepState, of_microscopes
 from flows.notification import notify
 
 PERIOD = timedelta(days=1)
@@ -72,7 +71,7 @@ def report(
 
 def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[str]:
     start = now - PERIOD
-    is_real = Timestep.system != FLIGHT_CHECK
+    is_real = of_microscopes(Timestep)
     yield f"from {start:%Y-%m-%d %H:%M} to {now:%Y-%m-%d %H:%M} UTC"
     systems = session.exec(
         select(Timestep.system, func.count())

@@ -18,8 +18,7 @@ from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Image
 from blocks.settings import Settings
-from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
-from blocks.tables import Timestep, TimestepImage, TimestepState
+from blocks.tables import Timestep, TimestepImage, TimestepState, of_microscopes
 
 
 class NothingToVerify(ArchiverError):
@@ -112,7 +111,7 @@ def _query(selection: Selection) -> Select[Any]:
     if selection.ids:
         return query.where(col(Timestep.id).in_(selection.ids))
     # What a flight check sent may be gone before its turn comes.
-    query = query.where(col(Timestep.uploaded_at).is_not(None), col(Timestep.system) != FLIGHT_CHECK)
+    query = query.where(col(Timestep.uploaded_at).is_not(None), of_microscopes(Timestep))
     if selection.experiment:
         query = query.where(col(Timestep.experiment_id) == selection.experiment)
     if selection.system:

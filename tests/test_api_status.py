@@ -174,6 +174,24 @@ def test_the_end_of_a_backlog_is_told_by_the_pace_since_it_began(
     assert "all done in" in page
 
 
+def test_event_files_of_a_system_that_is_gone_wait_no_more(client: TestClient, event_log: EventLog) -> None:
+    disk = Disk(device="host:1", directory="/data/prince", free=10**12, total=10**12)
+
+    def waiting_when(**minutes: int) -> object:
+        for name, ago in minutes.items():
+            at = datetime.now(UTC) - timedelta(minutes=ago)
+            seen = SystemSeen(name=name, display_name=name, at=at, source=disk, staging=None, waiting=3)
+            event_log.systems.tell(seen)
+        return client.get("/api/1/status").json()["event_files_waiting"]
+
+    assert waiting_when() == 0
+    assert waiting_when(prince=0, aretha=50) == 6
+    assert waiting_when(prince=0, aretha=70) == 3
+    # Nobody knows, where nobody looks.
+    assert waiting_when(prince=70) is None
+    assert "archiver_waiting_event_files" not in read_metrics(client)
+
+
 def test_nothing_happened_yet(client: TestClient) -> None:
     status = client.get("/api/1/status").json()
     assert status["state"]["timesteps"] == {"ingested": 0, "uploaded": 0, "archived": 0, "failed": 0}

@@ -191,11 +191,11 @@ def test_what_is_no_event_is_set_aside_with_the_reason(
 
 
 def test_the_age_of_what_waits(event_log: EventLog) -> None:
-    assert event_log.oldest_waiting("upload-worker") is None
+    assert event_log.backlog("upload-worker").oldest_at is None
     first, second = (event_log.append(event) for event in events(2))
 
     def age() -> list[datetime | None]:
-        return [event_log.oldest_waiting(group) for group in GROUPS]
+        return [event_log.backlog(group).oldest_at for group in GROUPS]
 
     def appended(id: str) -> datetime:
         return datetime.fromtimestamp(int(id.split("-")[0]) / 1000, UTC)
