@@ -4,7 +4,9 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -156,6 +158,48 @@ def test_a_store_that_is_busy_is_asked_again_but_not_for_ever(
     proxy.plan(Refuse(503, "SlowDown"), "GET", times=1000)
     with pytest.raises(DownloadError, match=r"gave up after .* the store answers 503"):
         downloader.fetch(timestep)
+
+
+def test_two_commands_that_fetch_the_same_into_one_directory_do_not_mix(
+    api_url: str, send: Send, object_store: ObjectStore, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    event = send()
+    place = tmp_path / "dest" / event.key
+    proxy.plan(Truncate(0.3), "GET", times=3)
+    together = Barrier(4)
+
+    def fetch(_number: int) -> bool:
+        gateway, (timestep,) = remote(api_url)
+        downloader = Downloader(gateway, tmp_path / "dest", patience=Patience(20, 0.01, 0.1))
+        together.wait(30)
+        return downloader.fetch(timestep)
+
+    with ThreadPoolExecutor(4) as commands:
+        fetched = list(commands.map(fetch, range(4)))
+    assert sorted(fetched) == [False, False, False, True]
+    assert is_the_object(place, event.key, object_store)
+    assert list(place.parent.iterdir()) == [place]
+    starts = [ranged(request.head) for request in proxy.seen("GET")]
+    assert starts == sorted(starts)
+    assert len(starts) == 4
+
+    # One that fails leaves to the others what it has.
+    place.unlink()
+    proxy.plan(Truncate(), "GET")
+    proxy.plan(Refuse(404, "NoSuchKey"), "GET")
+
+    def fetch_or_fail(number: int) -> bool | DownloadError:
+        try:
+            return fetch(number)
+        except DownloadError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as commands:
+        results = list(commands.map(fetch_or_fail, range(4)))
+    assert [type(result) for result in results].count(DownloadError) == 1
+    assert results.count(True) == 1
+    assert is_the_object(place, event.key, object_store)
+    assert list(place.parent.iterdir()) == [place]
 
 
 def ranged(head: bytes) -> int:

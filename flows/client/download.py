@@ -1,8 +1,10 @@
 """One object, fetched over HTTP: goes on where it was broken off, and is in its place only when it is proven."""
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -56,13 +58,18 @@ class Downloader:
         # Named after its content: what is there belongs to this object.
         name = timestep.sha256 or hashlib.sha256(timestep.etag.encode()).hexdigest()
         part = path.with_name(f".{path.name}.{name[:16]}.part")
-        with part.open("ab+", buffering=0) as file, httpx.Client(timeout=TIMEOUT) as client:
-            self._complete(file, client, timestep)
+        with _alone(part) as file:
+            if self._is_here(path, timestep):  # by another command, while this one waited
+                part.unlink()
+                self.progress(timestep.size)
+                return False
+            with httpx.Client(timeout=TIMEOUT) as client:
+                self._complete(file, client, timestep)
             self._prove(file, part, timestep)
             os.fsync(file.fileno())
-        # The time stands for "this was proven": a later change of the file changes it.
-        os.utime(part, ns=(_stamp(timestep), _stamp(timestep)))
-        part.replace(path)
+            # The time stands for "this was proven": a later change of the file changes it.
+            os.utime(part, ns=(_stamp(timestep), _stamp(timestep)))
+            part.replace(path)
         return True
 
     def _place(self, key: str) -> Path:
@@ -136,6 +143,25 @@ class Downloader:
     def _begin_again(self, file: FileIO) -> None:
         self.progress(-_size(file))
         file.truncate(0)
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[FileIO]:
+    """Open a part that nobody else works on; another command that does so is waited for."""
+    while True:
+        with part.open("ab+", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who had it may have given it its name meanwhile, or thrown it away.
+            if _is_named(file, part):
+                yield file
+                return
+
+
+def _is_named(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class _NotThatPart(Exception):
