@@ -283,8 +283,9 @@ def test_broken_event_files_are_rejected_with_their_cause_and_stay(stack: Runnin
         announce(root, img_dir="../aretha/outside"): "without '..'",
         announce(root, img_dir="/etc"): "relative path",
         announce(root, img_dir="link"): "symbolic link",
-        announce(root, img_dir="nowhere"): "nowhere can't be read: No such file or directory",
     }
+    readable = announce(root, img_dir="nowhere", position=31, experiment_id="20261101_031")
+    causes[readable] = "nowhere can't be read: No such file or directory"
     good = drop(root)
     for event_file, cause in causes.items():
         reason = stack.rejected(event_file)["reason"]
@@ -292,6 +293,13 @@ def test_broken_event_files_are_rejected_with_their_cause_and_stay(stack: Runnin
         assert cause in reason
         assert event_file.exists()
     assert_same_images(stack.export(good)["url"], good)
+    # What it announces is known, where it could be read.
+    announced = json.loads(readable.read_text())
+    for query in ({"experiment": "20261101_031"}, {"position": 31, "system": "prince", "type": "stitch"}):
+        (found,) = stack.get("/api/1/rejected", **query)["data"]
+        assert found["event_file"] == f"events/{readable.name}"
+        assert (found["timestep_id"], found["state"]) == (announced["timestep_id"], None)
+    assert stack.get("/api/1/rejected", position=31, type="video")["data"] == []
 
 
 def test_a_rejected_event_file_is_taken_in_once_it_is_mended(stack: RunningStack) -> None:
@@ -337,6 +345,8 @@ def test_the_same_event_twice_is_one_timestep_and_another_content_is_a_conflict(
     other = dropped.event_file.with_name(f"other-{uuid4().hex}.json")
     other.write_text(json.dumps(event | {"position": 99}))
     assert "announced before with other content" in stack.rejected(other)["reason"]
+    (conflict,) = stack.get("/api/1/rejected", position=99, state="uploaded")["data"]
+    assert conflict["event_file"] == f"events/{other.name}"
     history = stack.get(f"/api/1/timesteps/{dropped.timestep_id}")["history"]
     assert sorted(event["type"] for event in history if event["type"] != "event-file.rejected") == [
         "timestep.ingested",
