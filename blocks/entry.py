@@ -1,6 +1,7 @@
 """An entry of the stream, and the groups that read it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pydantic import ValidationError
@@ -48,6 +49,10 @@ class Entry:
         Raises:
             UnreadableEntry: when it can't be decoded.
         """
+        return self._event
+
+    @cached_property
+    def _event(self) -> LogEvent:
         try:
             return LogEvent.model_validate_json(self.fields["event"])
         except KeyError:

@@ -5,7 +5,9 @@ import gc
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Literal
 
 import psycopg
@@ -16,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlmodel import Session
 
 from blocks.database import create_engine
-from blocks.event_log import Entry, EventLog
+from blocks.event_log import Entry, EventLog, UnreadableEntry
 from blocks.settings import Settings, get_settings
 from flows.apply import apply_events
 
@@ -65,14 +67,26 @@ def record_waiting(log: EventLog, engine: Engine, consumer: str, limit: int, *, 
     deadline = time.monotonic() + LONGEST_RUN_SECONDS
     recorded = 0
     log.take_over(GROUP, consumer, idle_seconds=TAKE_OVER_SECONDS, count=limit)
-    while time.monotonic() < deadline:
-        entries = log.held(GROUP, consumer, count=limit) or log.read(
-            GROUP, consumer, count=limit, wait_seconds=linger_seconds
-        )
-        if not entries:
-            break
+    while time.monotonic() < deadline and (entries := log.held(GROUP, consumer, count=limit)):
         recorded += record_batch(log, engine, entries)
+    read = partial(_read, log, consumer, limit, linger_seconds)
+    with ThreadPoolExecutor(1, "read-ahead") as ahead:
+        entries = read()
+        while entries and time.monotonic() < deadline:
+            # Of a backlog, the next batch is read while PostgreSQL works on this one. A run that ends leaves it with
+            # the consumer, for the next run.
+            coming = ahead.submit(read) if len(entries) == limit else None
+            recorded += record_batch(log, engine, entries)
+            entries = coming.result() if coming else read()
     return recorded
+
+
+def _read(log: EventLog, consumer: str, limit: int, wait_seconds: float) -> list[Entry]:
+    entries = log.read(GROUP, consumer, count=limit, wait_seconds=wait_seconds)
+    for entry in entries:
+        with suppress(UnreadableEntry):  # it is set aside in its turn
+            entry.decode()
+    return entries
 
 
 def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int:
