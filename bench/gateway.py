@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -78,9 +79,35 @@ QUERIES: dict[str, Callable[[Gateway, random.Random], str]] = {
     "stats/daily": lambda gateway, chance: "/api/1/stats/daily?time_zone=Europe/Amsterdam",
     "status": lambda gateway, chance: "/api/1/status",
     "metrics": lambda gateway, chance: "/metrics",
-    "experiments": lambda gateway, chance: f"/api/1/experiments?limit={LIMIT}",
     "the page": lambda gateway, chance: "/",
 }
+
+# Each list by each filter. The times are those in which the database has something, and of which it holds a part.
+LISTS = ("exports", "timesteps", "experiments", "archives", "rejected")
+FILTERS: dict[str, Callable[[Gateway, random.Random], str]] = {
+    "all": lambda gateway, chance: "",
+    "system": lambda gateway, chance: f"&system=microscope-{chance.randrange(4)}",
+    "experiment": lambda gateway, chance: f"&experiment={chance.choice(gateway.experiments)}",
+    "state": lambda gateway, chance: f"&state={chance.choice(['uploaded', 'archived', 'failed'])}",
+    "type": lambda gateway, chance: f"&type={chance.choice(['stitch', 'video'])}",
+    "position": lambda gateway, chance: f"&position={chance.choice([3, 12, 999])}",
+    "start": lambda gateway, chance: f"&start={_days_ago(chance)}",
+    "end": lambda gateway, chance: f"&end={_days_ago(chance)}",
+    "system, state, position": lambda gateway, chance: (
+        f"&system=microscope-{chance.randrange(4)}&state=archived&position={chance.randrange(40)}"
+    ),
+}
+
+
+def _days_ago(chance: random.Random) -> str:
+    return str(datetime.now(UTC).date() - timedelta(days=chance.choice([4, 5, 40, 300])))
+
+
+def _listed(name: str, by: str) -> Callable[[Gateway, random.Random], str]:
+    return lambda gateway, chance: f"/api/1/{name}?limit={LIMIT}{FILTERS[by](gateway, chance)}"
+
+
+QUERIES |= {f"{name} by {by}": _listed(name, by) for name in LISTS for by in FILTERS}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ PER_EXPERIMENT = POSITIONS * STEPS
 AT_A_TIME = 5
 # Images of so many timesteps only: a hundred per timestep would be a hundred million rows.
 WITH_IMAGES = 1_000
+REJECTED = 1_000
 
 _TIMESTEPS = """
 insert into timestep (
@@ -80,6 +81,17 @@ select md5(experiment_id || uploaded_at::date)::uuid, key, md5('job' || uploaded
 from timestep where archived_at is not null
 """
 
+_REJECTED = """
+insert into rejected_event_file (
+    system, event_file, id, reason, fingerprint, rejected_at, timestep_id, experiment_id, position, type, timestamp
+)
+select system, 'events/rejected-' || id || '.json', md5('rejected' || id)::uuid, 'images are missing', '', taken, id,
+    experiment_id, position, type, timestamp
+from (
+    select *, timestamp + interval '1 hour' as taken from timestep order by timestamp desc, id limit %(rejected)s
+) as newest
+"""
+
 _IMAGES = """
 insert into timestep_image (timestep_id, name, "offset", size, sha256)
 select id, 'Img/Img_' || to_char(image, 'FM000') || '.tif', 1024 + image * 4000512, 4000000,
@@ -98,8 +110,9 @@ def fill(database_url: str, timesteps: int) -> None:
         "wave": POSITIONS * AT_A_TIME,
         "batch": PER_EXPERIMENT * AT_A_TIME,
         "with_images": WITH_IMAGES,
+        "rejected": REJECTED,
     }
     with psycopg.connect(database_url, autocommit=True) as connection:
-        for statement in (_TIMESTEPS, _FIRST_EVENT, _SECOND_EVENT, _ARCHIVES, _MEMBERS, _IMAGES):
+        for statement in (_TIMESTEPS, _FIRST_EVENT, _SECOND_EVENT, _ARCHIVES, _MEMBERS, _IMAGES, _REJECTED):
             connection.execute(statement.encode(), values)
         connection.execute("vacuum analyze")

@@ -56,7 +56,13 @@ class Timestep(SQLModel, table=True):
             *("experiment_id", "position", "timestamp", "id"),
             postgresql_include=["system", "type", "state", "image_count", "size"],
         ),
-        Index("timestep_by_experiment_and_time", "experiment_id", "timestamp", "id"),
+        Index(
+            "timestep_by_experiment_and_time",
+            "experiment_id",
+            "timestamp",
+            "id",
+            postgresql_include=["system", "type", "state"],
+        ),
         Index("timestep_by_state", "state", "timestamp", "id"),
         Index("timestep_exported", "timestamp", "id", postgresql_where=text("uploaded_at is not null")),
         Index(
@@ -186,6 +192,23 @@ class ArchiveMember(SQLModel, table=True):
     key: str = Field(primary_key=True, index=True)
     job_id: UUID
     archived_at: datetime
+
+
+class ArchiveHolding(SQLModel, table=True):
+    """What timesteps in an archive are of, and when they were taken. PostgreSQL keeps it.
+
+    It may say more than there is, where a timestep was replaced; never less.
+    """
+
+    __tablename__ = "archive_holding"
+    __table_args__ = (Index("archive_holding_by_experiment", "experiment_id"),)
+
+    archive_id: UUID = Field(primary_key=True, foreign_key="archive.id", ondelete="CASCADE")
+    experiment_id: str = Field(primary_key=True)
+    system: str = Field(primary_key=True)
+    type: TimestepType = Field(sa_column=Column(_words(TimestepType), primary_key=True))
+    first: datetime
+    last: datetime
 
 
 class RejectedEventFile(SQLModel, table=True):

@@ -326,6 +326,50 @@ def test_archives_and_their_members(client: TestClient, engine: Engine, event_lo
     }
 
 
+def test_archives_are_narrowed_down_to_those_that_hold_such_a_timestep(
+    client: TestClient, engine: Engine, event_log: EventLog
+) -> None:
+    night = a_night(12)
+    videos = [announced(event_type="video", position=9, timestamp=NOON + timedelta(days=1)) for _ in range(2)]
+    archives = {f"/tape/{number}.tar": night[number::4] for number in range(3)} | {"/tape/videos.tar": videos}
+    holding = [archived(event.key, path) for path, events in archives.items() for event in events]
+    record(
+        engine,
+        event_log,
+        *(uploaded(event, system="aretha" if event.position else "prince") for event in night),
+        # On tape before anybody knows of their upload, and one that never gets known.
+        *holding,
+        archived("images/no/such.tar", "/tape/unknown.tar"),
+        *(uploaded(event, system="ella") for event in videos),
+        failed(announced(position=3)),
+        # Removed, and uploaded again with other bytes: the archive still holds its key.
+        uploaded(night[1], system="aretha", etag="another", sha256="ab" * 32),
+    )
+    at = sorted(event.timestamp.isoformat() for event in night)
+    queries: tuple[dict[str, Any], ...] = (
+        *({"system": system} for system in ("prince", "aretha", "ella", "miles")),
+        *({"experiment": experiment} for experiment in ("20261101_004", "other")),
+        *({"state": state} for state in ("ingested", "uploaded", "archived", "failed")),
+        *({"type": type} for type in ("stitch", "video", "overview")),
+        *({"position": position} for position in (0, 1, 3, 9, 99)),
+        {"start": at[5]},
+        {"end": at[1]},
+        {"start": at[2], "end": at[3]},
+        {"start": at[-1], "end": at[0]},
+        {"system": "aretha", "position": 0},
+        {"system": "aretha", "state": "uploaded", "type": "stitch"},
+        {"experiment": "20261101_004", "position": 9, "state": "archived", "start": at[0], "end": "2026-12-01"},
+    )
+    for query in queries:
+        timesteps = client.get("/api/1/timesteps", params={**query, "limit": 500}).json()["data"]
+        keys = {timestep["key"] for timestep in timesteps}
+        expected = {path for path, events in archives.items() if keys & {event.key for event in events}}
+        found = client.get("/api/1/archives", params=query).json()
+        assert {row["path"] for row in found["data"]} == expected, query
+        assert found["count"] == len(expected)
+        assert [row for page in pages(client, "/api/1/archives", limit=1, **query) for row in page] == found["data"]
+
+
 def test_an_experiment_shows_its_gaps(client: TestClient, engine: Engine, event_log: EventLog) -> None:
     events = [
         announced(experiment_id="20261101_004", position=position, timestamp=NOON + timedelta(minutes=30 * number))
@@ -376,6 +420,10 @@ def test_experiments_come_in_pages(client: TestClient, engine: Engine, event_log
         {"position": 7},
         {"start": "2026-11-23T12:20:00Z"},
         {"end": "2026-11-23T12:20:00Z", "system": "prince", "type": "stitch"},
+        {"state": "uploaded"},
+        {"state": "ingested", "system": "prince"},
+        {"state": "uploaded", "start": "2026-11-23T12:20:00Z", "end": "2026-11-23T14:00:00Z"},
+        {"state": "uploaded", "position": 1, "end": "2026-11-23T12:20:00Z"},
     ],
 )
 def test_experiments_say_what_their_timesteps_say(
@@ -384,6 +432,7 @@ def test_experiments_say_what_their_timesteps_say(
     events = a_night(11)
     record(engine, event_log, *(uploaded(event, system="aretha" if event.position else "prince") for event in events))
     record(engine, event_log, failed(announced(experiment_id="other", timestamp=NOON + timedelta(hours=1))))
+    record(engine, event_log, ingested(announced(position=5, timestamp=NOON + timedelta(hours=2))))
     timesteps = client.get("/api/1/timesteps", params={**query, "limit": 500}).json()["data"]
     found = client.get("/api/1/experiments", params=query).json()
     assert found["count"] == len(found["data"])

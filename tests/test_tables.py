@@ -52,6 +52,7 @@ def test_what_a_migration_adds_is_filled_from_the_history(engine: Engine) -> Non
         said(uploaded(gone), 5),
         said(purged(gone), 7),
         said(purged(gone, run=2), 9),
+        said(archived(kept.key), 9),
         said(rejected("events/nul.json", event=announced(metadata={"nul": "\0"})), 10),
         said(rejected("events/unreadable.json"), 11),
     )
@@ -59,6 +60,7 @@ def test_what_a_migration_adds_is_filled_from_the_history(engine: Engine) -> Non
         apply_events(session, entries)
     before = all_rows(engine)
     assert len(before["timestep"]) == 2
+    assert len(before["archive_holding"]) == 1
     config = alembic_config()
     for revision in ("0001", "head"):
         with engine.begin() as connection:
@@ -133,7 +135,8 @@ def test_tallies_agree_with_what_they_count(engine: Engine) -> None:
         [said(uploaded(event, size=1000), 3) for event in events[1:3]] + [said(failed(events[0], attempt=2), 3)],
         # Delivered again, said earlier than it was known, and announced as something else.
         [said(ingested(events[0]), 0), said(uploaded(event := announced(event_type="video", plate=9)), 4)],
-        [said(archived(events[1].key), 5), said(ingested(event, system="aretha"), 6)],
+        [said(archived(event.key), 5) for event in (events[1], events[2], events[5])],
+        [said(uploaded(events[5]), 6), said(ingested(event, system="aretha"), 6)],
     ]
     for events_said in rounds:
         for entry in delivered(*events_said):
@@ -161,3 +164,10 @@ def assert_tallies_agree(engine: Engine) -> None:
         ):
             kept = connection.execute(text(f"select * from {table}"))
             assert sorted(kept) == sorted(connection.execute(text(rows)))
+        # Of an archive it may say more than there is.
+        held = """select archive_id, experiment_id, system, type, min(timestamp), max(timestamp)
+            from archive_member join timestep on timestep.key = archive_member.key group by 1, 2, 3, 4"""
+        kept = connection.execute(text("select * from archive_holding"))
+        ranges = {tuple(row[:4]): tuple(row[4:]) for row in kept}
+        for *of, first, last in connection.execute(text(held)):
+            assert ranges[tuple(of)][0] <= first <= last <= ranges[tuple(of)][1]

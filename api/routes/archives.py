@@ -2,19 +2,20 @@
 
 from datetime import date, datetime
 from http import HTTPStatus
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
+from sqlalchemy import Select
 from sqlmodel import col, select
 
 from api.deps import SessionDep
-from api.filters import TimestepFilter
+from api.filters import TimestepFilter, asked_for
 from api.paging import Instant, Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
 from api.schemas import Key
-from blocks.tables import Archive, ArchiveMember, Timestep
+from blocks.tables import Archive, ArchiveHolding, ArchiveMember, PositionTally, Timestep, TimestepTally
 
 router = APIRouter(tags=["archives"])
 
@@ -64,16 +65,43 @@ class ArchiveQuery(Paging, TimestepFilter):
 @router.get("/archives", summary="Archives on tape")
 def archives(query: Annotated[ArchiveQuery, Query()], session: SessionDep) -> Page[ArchiveSummary]:
     """Newest first. The filters say which timesteps an archive must hold one of."""
-    rows, is_countable = select(Archive), True
-    if query.is_narrow:
-        holding = query.narrow(
-            select(ArchiveMember.archive_id).join(Timestep, col(Timestep.key) == col(ArchiveMember.key))
-        )
-        # Of few timesteps, their archives are found first; else each archive is looked into until one is found.
-        are_few = query.experiment is not None or query.start is not None or query.end is not None
-        rows = rows.where(col(Archive.id).in_(holding.distinct() if are_few else holding))
-        is_countable = are_few
+    rows, holding = select(Archive), _holding(query)
+    if query.experiment is not None:
+        rows = rows.where(col(Archive.id).in_(holding))
+    elif query.is_narrow:
+        # One after the other, until there is a page of them: OFFSET keeps PostgreSQL from looking into all first.
+        rows = rows.where(holding.where(col(ArchiveHolding.archive_id) == Archive.id).offset(0).exists())
+    # Few are looked into for a page, but all of them for their number.
+    is_countable = not query.is_narrow or query.experiment is not None
     return fetch_page(session, rows, NEWEST_FIRST, query, "archives", ArchiveSummary.of, is_countable=is_countable)
+
+
+def _holding(query: ArchiveQuery) -> Select[Any]:
+    """The archives that hold a timestep that passes: those that may hold one are looked into until one is found."""
+    held = ArchiveHolding
+    rows = select(held.archive_id).where(
+        *asked_for({held.system: query.system, held.experiment_id: query.experiment, held.type: query.type})
+    )
+    if query.start:
+        rows = rows.where(col(held.last) >= query.start)
+    if query.end:
+        rows = rows.where(col(held.first) < query.end)
+    for tally, column, value in (
+        (TimestepTally, TimestepTally.state, query.state),
+        (PositionTally, PositionTally.position, query.position),
+    ):
+        if value is not None:
+            there = select(tally.timesteps).where(
+                col(tally.experiment_id) == held.experiment_id,
+                col(tally.system) == held.system,
+                col(tally.type) == held.type,
+                col(column) == value,
+                col(tally.timesteps) > 0,
+            )
+            rows = rows.where(there.offset(0).correlate(held).exists())
+    one = query.narrow(select(Timestep.id).join(ArchiveMember, col(ArchiveMember.key) == col(Timestep.key)))
+    # OFFSET again: it would join all timesteps with all members.
+    return rows.where(one.where(col(ArchiveMember.archive_id) == held.archive_id).offset(0).correlate(held).exists())
 
 
 @router.get("/archives/{archive_id}", summary="One archive", responses=documented(HTTPStatus.NOT_FOUND))
