@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from blocks.event_file import TimestepType
 from blocks.object_errors import Refused
 from blocks.s3_wire import S3Wire
 
@@ -49,7 +50,7 @@ def has_rule(wire: S3Wire) -> bool:
 
 
 def deleting_rules(wire: S3Wire) -> list[str]:
-    """The names of the lifecycle rules that delete objects, whether they are on tape or not.
+    """The names of the lifecycle rules that delete timesteps, whether they are on tape or not.
 
     Those for tagged objects are left to who made them: surf-archiver tags what it has archived.
 
@@ -62,7 +63,16 @@ def deleting_rules(wire: S3Wire) -> list[str]:
         if rule["Status"] == "Enabled"
         and {"Days", "Date"} & rule.get("Expiration", {}).keys()
         and not {"Tag", "Tags"} & {*rule.get("Filter", {}), *rule.get("Filter", {}).get("And", {})}
+        and _is_for_timesteps(rule)
     ]
+
+
+def _is_for_timesteps(rule: "LifecycleRuleOutputTypeDef") -> bool:
+    """Whether the keys that a rule is for can be those of timesteps."""
+    chosen = rule.get("Filter", {})
+    prefix = chosen.get("Prefix") or chosen.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
+    homes = [f"{type.prefix}/" for type in TimestepType if type is not TimestepType.FLIGHT_CHECK]
+    return any(home.startswith(prefix) or prefix.startswith(home) for home in homes)
 
 
 def _rules(wire: S3Wire) -> "list[LifecycleRuleOutputTypeDef]":

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     staging_budget_bytes: int | None = _setting(
         None,
         "all copies together may have so many bytes; a twentieth of their disk stays free in any case",
-        used_by="event-ingester",
+        used_by="init (to check it), event-ingester",
         ge=0,
     )
     database_url: SecretStr | None = _setting(
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         None,
         "RabbitMQ that surf-archiver up to 0.1.3 [publishes to](state.md#surf-archiver), `amqp://user:password@host/`; "
         "needs the extra `amqp`",
-        used_by="state-manager",
+        used_by="init (to check it), state-manager",
     )
     bucket: str = _setting("timesteps", "the bucket that holds the tars", used_by=_OBJECT_STORAGE)
     webhook_token: SecretStr | None = _setting(
@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         None,
         "the Prefect notification block that gets [the daily report](state.md#the-daily-report), and is told when a "
         "[flight check](operating.md#the-flight-check) fails, as `type/name`",
-        used_by="event-ingester, state-manager",
+        used_by="init (to check it), event-ingester, state-manager",
         pattern=r"^[a-z0-9-]+/[a-z0-9-]+$",
     )
     consumer: str = _setting(

@@ -14,7 +14,7 @@ from blocks.settings import Settings
 from blocks.surf_archiver import SOURCE, InvalidNotice, Reading, read_notice
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+    from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 logger = logging.getLogger(__name__)
 
@@ -37,26 +37,50 @@ async def keep_bridging(settings: Settings, log: EventLog) -> None:
     Raises:
         BridgeNotInstalled: without the extra `amqp`.
     """
+    away = _what_the_broker_raises()
+    while True:
+        try:
+            await _bridge(settings, log)
+        except away as error:
+            logger.warning("surf-archiver's broker is away, so its notices wait: %s: %s", type(error).__name__, error)
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def why_closed(settings: Settings) -> str:
+    """Why the broker does not let us in; empty where it does.
+
+    Raises:
+        BridgeNotInstalled: without the extra `amqp`.
+    """
+    away = _what_the_broker_raises()
+    try:
+        await (await _connect(settings)).close()
+    except away as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _what_the_broker_raises() -> tuple[type[Exception], ...]:
     try:
         from aio_pika.exceptions import AMQPError
     except ModuleNotFoundError as error:
         raise BridgeNotInstalled(
             "ARCHIVER_RABBITMQ_URL is set, which needs aio-pika: pip install 'timestep-archiver[amqp]'"
         ) from error
-    while True:
-        try:
-            await _bridge(settings, log)
-        except (AMQPError, OSError) as error:
-            logger.warning("surf-archiver's broker is away, so its notices wait: %s: %s", type(error).__name__, error)
-        await asyncio.sleep(RECONNECT_SECONDS)
+    return AMQPError, OSError
+
+
+async def _connect(settings: Settings) -> "AbstractConnection":
+    from aio_pika import connect
+
+    return await connect(cast(SecretStr, settings.rabbitmq_url).get_secret_value(), timeout=10)
 
 
 async def _bridge(settings: Settings, log: EventLog) -> None:
     """Take in what comes, for as long as the broker stays."""
-    from aio_pika import ExchangeType, connect
+    from aio_pika import ExchangeType
 
-    url = cast(SecretStr, settings.rabbitmq_url).get_secret_value()
-    async with await connect(url, timeout=10) as connection:
+    async with await _connect(settings) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=10)
         # As surf-archiver declares it; it is gone whenever the broker restarts, our queues are not.

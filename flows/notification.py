@@ -12,11 +12,8 @@ class NoNotificationBlock(ArchiverError):
     """ARCHIVER_REPORT_BLOCK names no Prefect block that can notify anybody."""
 
 
-async def notify(name: str, title: str, text: str) -> None:
-    """Send a text through a block.
-
-    Args:
-        name: `type/name`, as in the Prefect UI, e.g. `slack-webhook/lab`.
+async def notification_block(name: str) -> NotificationBlock:
+    """The block of this name, `type/name` as in the Prefect UI, e.g. `slack-webhook/lab`.
 
     Raises:
         NoNotificationBlock: when there is no such block, or it is of another kind.
@@ -27,4 +24,14 @@ async def notify(name: str, title: str, text: str) -> None:
         raise NoNotificationBlock(f"ARCHIVER_REPORT_BLOCK is {name}, which Prefect does not have: {error}") from error
     if not isinstance(block, NotificationBlock):
         raise NoNotificationBlock(f"ARCHIVER_REPORT_BLOCK is {name}, which is no notification block")
+    return block
+
+
+async def notify(name: str, title: str, text: str) -> None:
+    """Send a text through the block of this name.
+
+    Raises:
+        NoNotificationBlock: when there is no such block, or it is of another kind.
+    """
+    block = await notification_block(name)
     await cast(Any, block).notify(text, title)

@@ -187,10 +187,26 @@ async def run(directory: Path) -> None:
             service = machine.service(name)
             assert machine.healthy(name, supervisor.pids[name] or 0, dict(service.env)), name
         await supervisor.run(machine.service("init", "archiver", "init", "--check"))
-        machine.secret("prefect_api_auth_string").write_text("archiver:wrong")
-        with pytest.raises(StartError, match=r"PREFECT_API_URL.*401"):
-            await supervisor.run(machine.service("init", "archiver", "init", "--check"))
+        await _check_wrong_credentials(supervisor, machine)
         router.close()
+
+
+async def _check_wrong_credentials(supervisor: Supervisor, machine: Machine) -> None:
+    for name, value in (
+        ("archiver_redis_url", "redis://:wrong@redis:6379/0"),
+        ("pgpassword", "wrong"),
+        ("prefect_api_auth_string", "archiver:wrong"),
+    ):
+        machine.secret(name).write_text(value)
+    with pytest.raises(StartError) as error:
+        await supervisor.run(machine.service("init", "archiver", "init", "--check"))
+    for said in (
+        "ARCHIVER_DATABASE_URL: .*password authentication failed",
+        "ARCHIVER_REDIS_URL: invalid username-password pair",
+        "PREFECT_API_URL .*401",
+        "PREFECT_API_AUTH_STRING can be guessed",
+    ):
+        assert re.search(said, str(error.value)), f"{said} is not in\n{error.value}"
 
 
 async def _wait_for_scheduled_runs(client: httpx.AsyncClient, machine: Machine) -> None:

@@ -24,6 +24,7 @@ from blocks.messages import Archived, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from flows.bridge import DEAD_LETTERS, EXCHANGE, QUEUE, keep_bridging
+from flows.check import check
 from flows.record import record_waiting
 from tests.events import announced, uploaded
 from tests.rabbitmq import RabbitMQ, missing_programs
@@ -46,6 +47,19 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 def bridged(settings: Settings, broker: RabbitMQ, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(flows.bridge, "RECONNECT_SECONDS", 0.2)
     return settings.model_copy(update={"rabbitmq_url": SecretStr(broker.url)})
+
+
+def test_the_check_tells_a_broker_that_lets_us_in(bridged: Settings, broker: RabbitMQ) -> None:
+    def fault(url: str) -> str:
+        findings = check(bridged.model_copy(update={"rabbitmq_url": SecretStr(url)}))
+        return next(finding.fault for finding in findings if finding.about == "RabbitMQ")
+
+    assert not fault(broker.url)
+    wrong = fault(broker.url.replace("guest@", "very-secret@"))
+    assert wrong.startswith("ARCHIVER_RABBITMQ_URL: ")
+    assert "ACCESS_REFUSED" in wrong
+    assert "very-secret" not in wrong
+    assert "ARCHIVER_RABBITMQ_URL: " in fault("amqp://guest:guest@127.0.0.1:1/")
 
 
 def notice(*archives: object, job: UUID | None = None) -> bytes:

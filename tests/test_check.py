@@ -1,7 +1,10 @@
 """`archiver init --check`: what is wrong is said, and what to do."""
 
+import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +54,7 @@ def test_nothing_is_wrong_after_init(
 
     printed = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert ended.value.code == 0, printed
-    for about in ("data directory", "database", "object storage", "clock", "Prefect"):
+    for about in ("data directory", "database", "object storage", "clock", "Prefect", "RabbitMQ", "secrets"):
         assert printed[about].rstrip().endswith("good")
     assert "works" in printed["stream"]
     assert "append-only" in printed["stream"]  # which the tests do without
@@ -106,19 +109,112 @@ def test_keys_that_the_storage_does_not_know_are_told_from_a_missing_bucket(
     assert "these credentials may not use it" in str(found(wrong)["object storage"].fault)
 
 
+def test_what_the_user_may_not_read_is_named(settings: Settings) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    # Not below pytest's own directory, which is closed to others.
+    with tempfile.TemporaryDirectory(prefix="archiver-check-") as directory:
+        data, staging = Path(directory, "data"), Path(directory, "staging")
+        (data / "prince" / "events").mkdir(parents=True)
+        for path in (data / "aretha", staging):
+            path.mkdir(0o700)
+        settings = settings.model_copy(update={"data_dir": data, "staging_dir": staging})
+        assert not found(settings)["data directory"].fault  # imports, too, what that user may not be able to
+        asked = []
+        for mode in (0o711, 0o700):
+            Path(directory).chmod(mode)
+            os.seteuid(65534)
+            try:
+                asked.append(found(settings))
+            finally:
+                os.seteuid(0)
+    inside, outside = asked
+    assert inside["data directory"].fault == f"this user can't read aretha in {data}"
+    assert inside["staging directory"].fault == f"this user can't write to {staging}"
+    for about, path in (("data directory", data), ("staging directory", staging)):
+        assert outside[about].fault == f"[Errno 13] Permission denied: '{path}'"
+
+
+def test_more_copies_than_their_disk_holds_are_noticed(settings: Settings) -> None:
+    assert settings.staging_dir is not None
+    settings.staging_dir.mkdir()
+    holds = shutil.disk_usage(settings.staging_dir).total
+    for budget, advice in ((None, ""), (holds, ""), (holds + 1, f"is {holds + 1}, but the disk")):
+        asked = settings.model_copy(update={"staging_budget_bytes": budget})
+        assert found(asked)["staging directory"].advice.startswith(advice and "ARCHIVER_STAGING_BUDGET_BYTES")
+        assert advice in found(asked)["staging directory"].advice
+
+
+def test_a_redis_that_drops_what_it_was_told_is_wrong(settings: Settings, event_log: EventLog) -> None:
+    for name, value, before in (("maxmemory-policy", "volatile-lru", "noeviction"), ("appendonly", "yes", "no")):
+        event_log.redis.config_set(name, value)
+        try:
+            finding = found(settings)["stream"]
+        finally:
+            event_log.redis.config_set(name, before)
+        if name == "appendonly":
+            assert finding == Finding("stream")
+        else:
+            assert "its maxmemory-policy, volatile-lru, must be noeviction" in finding.fault
+
+
+def test_a_redis_that_others_reach_has_to_ask_for_a_password(
+    settings: Settings, event_log: EventLog, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event_log.redis.acl_setuser("archiver", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"])
+    # As if it were on another machine.
+    monkeypatch.setattr("flows.check_services.is_loopback", lambda _host: False)
+    assert "have it ask for a password" in found(settings)["stream"].advice
+    try:
+        right, wrong = (
+            found(
+                settings.model_copy(
+                    update={"redis_url": SecretStr(redis_url.replace("://", f"://archiver:{password}@"))}
+                )
+            )["stream"]
+            for password in ("right", "wrong")
+        )
+    finally:
+        event_log.redis.acl_deluser("archiver")
+    assert not right.fault
+    assert "password" not in right.advice
+    assert wrong.fault.startswith("ARCHIVER_REDIS_URL: invalid username-password pair")
+
+
+def test_secrets_that_can_be_guessed_are_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, other = SecretStr("J3b-k0Zq_7xWm2Lp9Rt5"), SecretStr("8sYv1NcQ4eHd6UaGf0Tz")
+
+    def fault(api: SecretStr | None, webhook: SecretStr | None) -> str:
+        return found(settings.model_copy(update={"api_token": api, "webhook_token": webhook}))["secrets"].fault
+
+    assert not fault(None, None)
+    assert not fault(good, other)
+    assert "is ARCHIVER_WEBHOOK_TOKEN" in fault(good, good)
+    assert "ARCHIVER_WEBHOOK_TOKEN can be guessed" in fault(good, SecretStr("change-me"))
+    both = fault(SecretStr("0" * 40), SecretStr(""))
+    assert "ARCHIVER_API_TOKEN and ARCHIVER_WEBHOOK_TOKEN can be guessed" in both
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "archiver:archiver")
+    assert "PREFECT_API_AUTH_STRING can be guessed" in fault(good, other)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", f"archiver:{good.get_secret_value()}")
+    assert not fault(good, other)
+
+
 def test_rules_that_delete_timesteps_are_wrong_unless_they_are_for_archived_ones(
     settings: Settings, object_store: ObjectStore
 ) -> None:
-    def put(name: str, where: dict[str, object]) -> None:
+    def put(name: str, where: dict[str, str | dict[str, str]]) -> None:
         rule = {"ID": name, "Filter": where, "Status": "Enabled", "Expiration": {"Days": 30}}
         object_store.client.put_bucket_lifecycle_configuration(
             Bucket=settings.bucket,
             LifecycleConfiguration={"Rules": [rule]},  # type: ignore[list-item]
         )
 
-    put("after a month", {"Prefix": "images/"})
-    assert "delete timesteps: after a month. Remove" in found(settings)["object storage"].fault
+    for name, where in (("after a month", "images/"), ("one experiment", "videos/20261101_004"), ("all", "")):
+        put(name, {"Prefix": where})
+        assert f"delete timesteps: {name}. Remove" in found(settings)["object storage"].fault
     put("archived", {"Tag": {"Key": "archived", "Value": "true"}})
+    assert not found(settings)["object storage"].fault
+    put("of others", {"Prefix": "logs/"})
     assert not found(settings)["object storage"].fault
 
 
@@ -126,7 +222,7 @@ def test_a_clock_that_differs_from_the_services_is_noticed(
     settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behind = datetime.now(UTC).timestamp() - 600
-    monkeypatch.setattr("flows.check.time.time", lambda: behind)
+    monkeypatch.setattr("flows.check_services.time.time", lambda: behind)
     for about, whose in (("database", "PostgreSQL's"), ("stream", "Redis'")):
         assert f"s behind {whose}" in found(settings)[about].fault
 
@@ -141,12 +237,17 @@ def test_a_clock_that_is_wrong_is_noticed(settings: Settings, s3_endpoint: str) 
     assert 590 < float(fault.split(" is ")[1].split()[0]) < 620
 
 
+def test_a_report_for_nobody_is_wrong(run_settings: Settings) -> None:
+    settings = run_settings.model_copy(update={"report_block": "slack-webhook/nobody"})
+    assert "slack-webhook/nobody, which Prefect does not have" in found(settings)["Prefect"].fault
+
+
 def test_a_prefect_server_that_others_reach_has_to_ask_for_a_password(
     run_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(run_settings)["Prefect"] == Finding("Prefect")
     # As if it were on another machine.
-    monkeypatch.setattr("flows.check.is_loopback", lambda _host: False)
+    monkeypatch.setattr("flows.check_services.is_loopback", lambda _host: False)
     assert "PREFECT_SERVER_API_AUTH_STRING" in found(run_settings)["Prefect"].advice
     with FaultyProxy.before(str(run_settings.prefect_api_url).removesuffix("/api")) as proxy:
         proxy.plan(Refuse(401, "nobody"), "POST", times=10)
