@@ -6,17 +6,22 @@ The proof comes from the object itself, asked now, and from the files, compared 
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from blocks.event_file import InvalidEventFile
+from blocks.expiry import ExpiryRule, days_left
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Proof
 from blocks.purgeable import NotProven, Purgeable
 from blocks.source_file import BundleError, SourceFile, find_sources, state_of
+
+# An object that the bucket deletes sooner (days) is no place for the only copy: somebody has to have time to act.
+_LASTS_DAYS = 7.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,13 @@ class Proven:
         return Proof(verified_at=datetime.now(UTC), checks=[*checks, *self.checks])
 
 
-def prove_object(timestep: Purgeable, store: ObjectStore, *, needs_tape: bool) -> list[str]:
+def prove_object(
+    timestep: Purgeable, store: ObjectStore, *, needs_tape: bool, rules: Sequence[ExpiryRule] = ()
+) -> list[str]:
     """Make sure that the object was proven at its upload and is still there as it was.
+
+    Args:
+        rules: by which the bucket deletes objects. One that is not on tape has to last for some time.
 
     Raises:
         NotProven: when it is not, or the tape copy is needed and not known.
@@ -52,6 +62,11 @@ def prove_object(timestep: Purgeable, store: ObjectStore, *, needs_tape: bool) -
         raise NotProven("it was found in the bucket, and not read since; run `archiver rebuild --read-whole`")
     if needs_tape and row.archived_at is None:
         raise NotProven("it is not known to be on tape")
+    if row.archived_at is None:
+        age = datetime.now(UTC) - row.uploaded_at
+        left = days_left(rules, row.key, age)
+        if left is not None and left < _LASTS_DAYS:
+            raise NotProven(f"it is not known to be on tape, and the bucket deletes its object in {left:g} days")
     head = store.model_copy(update={"bucket_name": row.bucket}).head(row.key)
     if head is None:
         raise NotProven(f"its object {row.key} is gone from the bucket {row.bucket}")

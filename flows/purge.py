@@ -4,7 +4,8 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +22,7 @@ from blocks.database import create_engine
 from blocks.deletion import delete_empty_directories, delete_files
 from blocks.discovery import discover_systems
 from blocks.event_log import EventLog
+from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.fingerprint import Fingerprint
 from blocks.image_directory import SystemAway
 from blocks.imaging_system import ImagingSystem
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 # How long it is remembered what was begun to be deleted: longer than a timestep takes to be recorded.
 _REMEMBER_SECONDS = 30 * 24 * 3600
+# A pass may take hours, and meanwhile other event files announce images. After so long they are looked at again.
+_CLAIMS_SECONDS = 60.0
 
 
 class SourcePurge(PurgePass):
@@ -62,18 +66,21 @@ class SourcePurge(PurgePass):
         if self.do_it and mount_of(self.system.directory).is_read_only:
             logger.warning("Nothing of %s is deleted: %s is mounted read-only", name, self.system.directory)
             return
-        claims = self._claims()
+        rules = ExpiryRules(self.store).read()
+        claims, read_at = self._claims(), time.monotonic()
         for row in self.timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
             title = title_of(row)
+            if time.monotonic() - read_at > _CLAIMS_SECONDS:
+                claims, read_at = self._claims(), time.monotonic()
             try:
-                yield self.outcome(title, partial(self._purge, row, claims))
+                yield self.outcome(title, partial(self._purge, row, claims, rules))
             except OSError as error:
                 if error.errno == errno.EROFS:
                     logger.warning("Nothing more of %s is deleted: its mount is read-only", name)
                     return
                 yield Outcome(title, kept=f"{error.filename or title}: {error.strerror}")
 
-    def _purge(self, row: Timestep, claims: dict[str, str]) -> tuple[int, int]:
+    def _purge(self, row: Timestep, claims: dict[str, str], rules: Sequence[ExpiryRule]) -> tuple[int, int]:
         """Images first, the event file last: until then, everybody can see what is being deleted."""
         timestep = self.timesteps.load(row)
         home, ingested = self.system.directory, timestep.ingested
@@ -81,7 +88,7 @@ class SourcePurge(PurgePass):
         with hold(self.log.redis, lease_name(self.log, row.key or "")) as lease:
             _check_unclaimed(timestep, claims)
             self.timesteps.check_unshared(row)
-            checks = prove_object(timestep, self.store, needs_tape=self.system.purge_needs_tape)
+            checks = prove_object(timestep, self.store, needs_tape=self.system.purge_needs_tape, rules=rules)
             event_file = prove_event_file(timestep, self.system)
             if Path(os.path.realpath(home / row.image_dir)) != Path(os.path.realpath(home), row.image_dir):
                 raise NotProven(f"{row.image_dir} leads through a symbolic link")

@@ -19,8 +19,10 @@ from sqlmodel import Session, select
 from blocks import deletion, mounts
 from blocks.lease import Lease, LeaseLost
 from blocks.messages import Ingested, SourcePurged
+from blocks.purgeable import PurgeableTimesteps
 from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
+from flows.purge import SourcePurge
 from tests.purging import Lab, alter, image_of, overwrite_object
 
 pytest_plugins = ["tests.purging"]
@@ -329,6 +331,35 @@ def test_what_is_not_on_tape_stays_where_policy_says_so(lab: Lab) -> None:
     (outcome,) = lab.purge(purge_needs_tape=False)
     assert outcome.kept == ""
     assert lab.files() == {}
+
+
+def test_what_the_bucket_itself_deletes_soon_stays_until_it_is_on_tape(lab: Lab) -> None:
+    timestep = lab.drop()
+    lab.upload(timestep, archive=False)
+    rule: Any = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": 10}}
+    lab.store.client.put_bucket_lifecycle_configuration(
+        Bucket=lab.store.bucket_name, LifecycleConfiguration={"Rules": [rule]}
+    )
+    assert lab.purge(do_it=False, purge_needs_tape=False)[0].kept == ""
+    _set(lab, uploaded_at=datetime.now(UTC) - timedelta(days=4))
+    (outcome,) = lab.purge(purge_needs_tape=False)
+    assert outcome.kept == "it is not known to be on tape, and the bucket deletes its object in 6 days"
+    lab.archive(timestep)
+    lab.record()
+    (outcome,) = lab.purge(purge_needs_tape=False)
+    assert outcome.kept == ""
+
+
+def test_an_event_file_that_comes_during_a_long_pass_counts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.purge._CLAIMS_SECONDS", -1.0)
+    timesteps = [lab.arrived() for _ in range(2)]
+    system = lab.system
+    outcomes = SourcePurge(system, PurgeableTimesteps(lab.engine), lab.store, lab.log, do_it=True).run()
+    assert next(outcomes).kept == ""
+    (left,) = [one for one in timesteps if (lab.home / one.event.img_dir).exists()]
+    _announce_again(lab, left)
+    assert "events/another.json announces" in next(outcomes).kept
+    assert image_of(lab, left).exists()
 
 
 def test_a_file_that_takes_an_images_place_meanwhile_is_not_deleted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
