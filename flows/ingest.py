@@ -27,6 +27,8 @@ from flows.outcome import reject, take_in, with_images
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
 SHORTEST_PAUSE = 2.0
 LONGEST_PAUSE = 60.0
+# The clock of a file server may be behind ours by so much (seconds), as where it takes local time for UTC.
+CLOCKS_DIFFER_SECONDS = 24 * 3600.0
 # Between the two looks at images that are all there and as long as they say (seconds).
 SECOND_LOOK_SECONDS = 0.2
 
@@ -67,7 +69,7 @@ async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bo
     survey = await asyncio.to_thread(system.survey, event)
     warnings = system.judge(survey, in_time=in_time)
     # Clocks of file servers differ from ours, so only two looks prove that nothing is being written.
-    if time.time() - survey.changed_at < system.settle_seconds:
+    if time.time() - survey.changed_at < max(CLOCKS_DIFFER_SECONDS, system.settle_seconds):
         # Complete images, announced after they were written, are hardly touched again: a short pause will tell.
         await asyncio.sleep(system.settle_seconds if warnings else min(SECOND_LOOK_SECONDS, system.settle_seconds))
         again = await asyncio.to_thread(system.survey, event, headers=False)

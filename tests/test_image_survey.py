@@ -1,6 +1,8 @@
 """Which images of a timestep are there, which are missing, and what is wrong with them."""
 
+import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from blocks.event_file import InvalidEventFile
 from blocks.image_survey import missing_names
 from blocks.imaging_system import ImagesMissing, ImagingSystem
+from flows import ingest
+from flows.ingest import find_images
 from tests.events import announced
 from tests.images import tiff
 
@@ -119,3 +123,27 @@ def test_what_is_missing_of_a_grid_is_known_exactly(
 )
 def test_what_is_missing_of_numbered_names(found: list[str], count: int, missing: list[str]) -> None:
     assert missing_names(found, count) == missing
+
+
+@pytest.mark.parametrize("clock", [0.0, 3600.0, -3600.0])
+def test_images_that_are_being_written_are_noticed_whatever_the_clock_of_their_server_says(
+    system: ImagingSystem, monkeypatch: pytest.MonkeyPatch, clock: float
+) -> None:
+    put(system, tiff(), *GRID)
+    event = announced(img_count=len(GRID), img_dir="t1")
+    now, sleep, looks = time.time, asyncio.sleep, iter((True, False))
+
+    async def meanwhile(seconds: float) -> None:
+        await sleep(0)
+        if next(looks):  # a writer who has made room for the whole file before
+            put(system, tiff(b"others"), GRID[3])
+
+    monkeypatch.setattr(time, "time", lambda: now() + clock)
+    monkeypatch.setattr(asyncio, "sleep", meanwhile)
+    with pytest.raises(ImagesMissing, match="images in t1 are still being written"):
+        asyncio.run(find_images(system, event, in_time=True))
+    assert asyncio.run(find_images(system, event, in_time=True)) == []
+    # A backlog of old ones is looked at once.
+    monkeypatch.setattr(time, "time", lambda: now() + 2 * ingest.CLOCKS_DIFFER_SECONDS)
+    assert asyncio.run(find_images(system, event, in_time=True)) == []
+    assert next(looks, None) is None
