@@ -13,16 +13,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
-    directory = tmp_path_factory.mktemp("wheel")
+def build(directory: Path, *options: str) -> Path:
+    """Build this checkout into a directory; returns the wheel."""
     uv = str(Path(sys.executable).with_name("uv"))
-    # By way of the source distribution, so that this has all that belongs into it too.
-    command = [uv, "build", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
+    command = [uv, "build", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable, *options]
     subprocess.run([*command, "--out-dir", str(directory), str(ROOT)], check=True, timeout=120)
     (wheel,) = directory.glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    # By way of the source distribution, so that this has all that belongs into it too.
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

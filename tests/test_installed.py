@@ -1,9 +1,15 @@
-"""What the wheel contains. That it works is shown by tests/test_end_to_end.py, which runs it."""
+"""What the wheel and the source distribution contain. That they work is shown by tests/test_end_to_end.py."""
 
 import os
+import stat
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
+
+import pytest
+
+from tests.installed import build
 
 pytest_plugins = ["tests.installed"]
 
@@ -22,6 +28,24 @@ def test_it_contains_every_file_of_the_packages(wheel: Path) -> None:
     assert contained == described
     assert any(name.endswith(".html") for name in contained)
     assert any(name.startswith("migrations/versions/") for name in contained)
+
+
+def test_the_source_distribution_is_the_checkout(wheel: Path) -> None:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if known.returncode != 0:
+        pytest.skip("no checkout of git, which says what belongs to it")
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        modes = {member.name.partition("/")[2]: member.mode for member in archive}
+    there = {line for line in known.stdout.splitlines() if os.path.lexists(ROOT / line)}
+    assert modes.keys() == there | {"PKG-INFO"}
+    executable = {name for name in there if os.access(ROOT / name, os.X_OK)}
+    assert executable <= {name for name, mode in modes.items() if mode & stat.S_IXUSR}
+
+
+def test_the_wheel_is_the_same_with_and_without_it(wheel: Path, tmp_path: Path) -> None:
+    assert build(tmp_path, "--wheel").read_bytes() == wheel.read_bytes()
 
 
 def test_away_from_the_checkout_it_is_what_runs(installed: Path, tmp_path: Path) -> None:
