@@ -1,6 +1,7 @@
 """`archiver init --check`: what is wrong is said, and what to do."""
 
 import os
+import re
 import shutil
 import socket
 import sys
@@ -155,7 +156,17 @@ def test_a_redis_that_drops_what_it_was_told_is_wrong(settings: Settings, event_
         if name == "appendonly":
             assert finding == Finding("stream")
         else:
-            assert "its maxmemory-policy, volatile-lru, must be noeviction" in finding.fault
+            assert "its maxmemory-policy is volatile-lru, not noeviction" in finding.fault
+
+
+def test_a_redis_that_will_be_full_is_noticed(settings: Settings, event_log: EventLog) -> None:
+    used = event_log.redis.info("memory")["used_memory"]
+    event_log.redis.config_set("maxmemory", int(used / 0.9))
+    try:
+        advice = found(settings)["stream"].advice
+    finally:
+        event_log.redis.config_set("maxmemory", 0)
+    assert re.search(r"Redis is (8[5-9]|9\d)% full: shorten ARCHIVER_STREAM_DAYS", advice)
 
 
 def test_a_redis_that_others_reach_has_to_ask_for_a_password(

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.settings import Settings as PrefectSettings
 
+from flows.worker import GRACE_SECONDS
 from tests.compose import DEVELOPMENT, ENTRYPOINTS, OURS, PRODUCTION, ROOT, Compose, merged, read_by
 
 ONE_SHOT = {"init", "mock-microscope"}
@@ -179,6 +180,22 @@ def test_a_service_gets_the_settings_that_it_reads_and_no_others(service: dict[s
     assert given == read_by(name)
     for setting in given - by_secret - OF_THE_FILES:
         assert service["environment"][setting].startswith(f"${{{setting}:"), f"{setting} can't be set in .env"
+
+
+@pytest.mark.parametrize(("service", "name"), WRITTEN)
+def test_a_container_may_take_longer_to_stop_than_its_work_to_be_handed_back(
+    service: dict[str, Any], name: str
+) -> None:
+    assert float(service["stop_grace_period"].removesuffix("s")) >= 2 * GRACE_SECONDS, name
+
+
+def test_a_redis_that_is_full_refuses_before_it_is_killed(production: Compose) -> None:
+    redis = production.services["redis"]
+    given = dict(zip(redis["command"], redis["command"][1:], strict=False))
+    assert given["--maxmemory-policy"] == "noeviction"
+    # What it writes to its append-only file, and a copy of what changes while it rewrites that, need room too.
+    assert redis["mem_limit"] == "2g"
+    assert int(given["--maxmemory"].removesuffix("mb")) <= 0.75 * 2048
 
 
 def test_public_addresses_are_those_of_a_tls_proxy_in_front(tmp_path: Path) -> None:
