@@ -32,7 +32,7 @@ from tests.watching import Ingest
 # What takes longest begins first, so that processes that share the tests end together.
 LONGEST = (
     "test_end_to_end",
-    "test_backup",
+    "test_operations",
     "test_compose_processes",
     "test_worker",
     "test_dispatch",
