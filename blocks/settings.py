@@ -4,8 +4,9 @@ import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from blocks.errors import ArchiverError
@@ -15,6 +16,23 @@ class MissingSetting(ArchiverError):
     """A setting that this entrypoint needs is not set; the message names it."""
 
 
+class InvalidSetting(ArchiverError):
+    """A setting that makes no sense; the message names it, and not its value, which may be a secret."""
+
+
+def _is_address(value: SecretStr) -> SecretStr:
+    """Refuse what would be taken apart in the middle of its password, and then be shown in an error."""
+    try:
+        address = urlsplit(value.get_secret_value())
+        is_whole = "@" not in address.path + address.fragment and address.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError("it is no address; in a password, special characters stand as their codes: / as %2F, # as %23")
+    return value
+
+
+SecretUrl = Annotated[SecretStr, AfterValidator(_is_address)]
 Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -44,7 +62,9 @@ class Settings(BaseSettings):
     An entrypoint that is started by itself asks for what it needs with `require`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ARCHIVER_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ARCHIVER_", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     home: AbsolutePath = _setting(
         Path(".archiver"),
@@ -70,20 +90,20 @@ class Settings(BaseSettings):
         used_by="init (to check it), event-ingester",
         ge=0,
     )
-    database_url: SecretStr | None = _setting(
+    database_url: SecretUrl | None = _setting(
         None,
         "PostgreSQL, `postgresql://user:password@host/name`",
         used_by="init, event-ingester (to purge, audit and check the way), state-manager, api, `purge`, `audit`, "
         "`verify`, `backfill`, `rebuild`",
         without="embedded",
     )
-    redis_url: SecretStr | None = _setting(
+    redis_url: SecretUrl | None = _setting(
         None,
         "Redis, `redis://:password@host:port/db`; give Prefect's own messaging another db",
         used_by="all but `ls`, `status`, `fetch`, `verify`, `mock-microscope`",
         without="embedded",
     )
-    rabbitmq_url: SecretStr | None = _setting(
+    rabbitmq_url: SecretUrl | None = _setting(
         None,
         "RabbitMQ that surf-archiver up to 0.1.3 [publishes to](state.md#surf-archiver), `amqp://user:password@host/`; "
         "needs the extra `amqp`",
@@ -210,5 +230,15 @@ class Settings(BaseSettings):
 
 @cache
 def get_settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once.
+
+    Raises:
+        InvalidSetting: when one of them makes no sense.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        names = [str(fault["loc"][0]) for fault in error.errors()]
+        variables = [Settings.variable(name) if name in Settings.model_fields else name for name in names]
+        faults = (f"{name}: {fault['msg'].removeprefix('Value error, ')}" for name, fault in zip(variables, error.errors(), strict=True))
+        raise InvalidSetting("; ".join(faults)) from None
