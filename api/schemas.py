@@ -187,5 +187,10 @@ class TimestepDetail(TimestepSummary):
     staging_purged_at: datetime | None = Field(description="When its copy was deleted from staging.")
     object: TimestepObject | None = Field(description="What holds it, once it is uploaded.")
     archives: list[ArchiveReference] = Field(description="Those it is in, oldest first.")
+    problems: list[str] = Field(
+        description="What is wrong now beside `failure`, or waited for: a try that failed and is made again, an object "
+        "that is gone or changed, another event file with this id that was rejected.",
+        examples=[["upload tries again at 2026-11-23 10:43:00 UTC: SystemAway: the share is away (try 3)"]],
+    )
     flow_runs: list[FlowRun] = Field(description="Those that said something about it, oldest first.")
     history: list[HistoryEvent] = Field(description="Every event about it, oldest first.")

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from blocks.absent_consumers import take_from_absent
 from blocks.backlog import Backlog, GroupMissing, has_work, no_such_group, read_backlog
 from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
@@ -23,6 +24,7 @@ from blocks.flow_run_marks import FlowRunMarks
 from blocks.messages import LogEvent
 from blocks.settings import Settings
 from blocks.system_seen import SystemsSeen
+from blocks.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,11 @@ class EventLog(Block):
     def flights(self) -> FlightOutcomes:
         """How the last flight check ended, over the same connection."""
         return FlightOutcomes(self.redis, self.stream)
+
+    @property
+    def waits(self) -> Waits:
+        """What timesteps wait for between two tries, over the same connection."""
+        return Waits(self.redis, self.stream)
 
     @property
     def flow_runs(self) -> FlowRunMarks:
@@ -186,23 +193,9 @@ class EventLog(Block):
         self, group: Group, consumer: str, *, absent_seconds: float, count: int = 500
     ) -> list[Entry]:
         """Take what consumers hold that have not called this, or read anything, for `absent_seconds`."""
-        milliseconds = int(absent_seconds * 1000)
         # Waiting for new entries in vain does not count for Redis 6 as a sign of life; this does.
         self._read(group, consumer, "0", 1)
-        taken: list[Entry] = []
-        for other in cast(list[dict[str, int | str]], self.redis.xinfo_consumers(self.stream, group)):
-            if other["name"] == consumer or not other["pending"] or int(other["idle"]) < milliseconds:
-                continue
-            pending = self.redis.xpending_range(
-                self.stream, group, "-", "+", count, cast(str, other["name"]), idle=milliseconds
-            )
-            ids = [entry["message_id"] for entry in cast(list[dict[str, str]], pending)]
-            if ids:
-                answer = self.redis.xclaim(self.stream, group, consumer, milliseconds, ids)  # type: ignore[arg-type]
-                # An entry that was removed from the stream comes without its fields.
-                claimed = cast(list[tuple[str | None, dict[str, str] | None]], answer)
-                taken += [Entry(id, fields) for id, fields in claimed if id and fields]
-        return taken
+        return take_from_absent(self.redis, self.stream, group, consumer, absent_seconds, count)
 
     def entry(self, id: str) -> Entry | None:
         """One entry of the stream; None if it was removed."""

@@ -18,6 +18,7 @@ from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Proof
 from blocks.purgeable import NotProven, Purgeable
+from blocks.recorded_object import find_difference
 from blocks.source_file import BundleError, SourceFile, find_sources, state_of
 
 # An object that the bucket deletes sooner (days) is no place for the only copy: somebody has to have time to act.
@@ -67,24 +68,11 @@ def prove_object(
         left = days_left(rules, row.key, age)
         if left is not None and left < _LASTS_DAYS:
             raise NotProven(f"it is not known to be on tape, and the bucket deletes its object in {left:g} days")
-    head = store.model_copy(update={"bucket_name": row.bucket}).head(row.key)
-    if head is None:
-        raise NotProven(f"its object {row.key} is gone from the bucket {row.bucket}")
-    differing = [
-        f"{what} is {found}, was {recorded}"
-        for what, found, recorded in (
-            ("size", head.size, row.size),
-            ("ETag", head.etag, row.etag),
-            ("timestep-id", head.metadata.get("timestep-id"), str(row.id)),
-            ("layout-digest", head.metadata.get("layout-digest"), row.layout_digest),
-        )
-        if found != recorded
-    ]
-    if differing:
-        raise NotProven(f"its object {row.key} is not what was uploaded: {', '.join(differing)}")
+    if difference := find_difference(row, store):
+        raise NotProven(difference)
     checks = [
         f"It was proven when it was uploaded, {row.verified_at:%Y-%m-%d %H:%M:%S} UTC.",
-        f"Asked now, the object has the {head.size} bytes, the ETag, the identity and the layout digest it had then.",
+        f"Asked now, the object has the {row.size} bytes, the ETag, the identity and the layout digest it had then.",
     ]
     if needs_tape:
         checks.append(f"It is on tape since {row.archived_at:%Y-%m-%d %H:%M:%S} UTC.")

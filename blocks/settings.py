@@ -240,5 +240,8 @@ def get_settings() -> Settings:
     except ValidationError as error:
         names = [str(fault["loc"][0]) for fault in error.errors()]
         variables = [Settings.variable(name) if name in Settings.model_fields else name for name in names]
-        faults = (f"{name}: {fault['msg'].removeprefix('Value error, ')}" for name, fault in zip(variables, error.errors(), strict=True))
+        faults = (
+            f"{name}: {fault['msg'].removeprefix('Value error, ')}"
+            for name, fault in zip(variables, error.errors(), strict=True)
+        )
         raise InvalidSetting("; ".join(faults)) from None

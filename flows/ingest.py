@@ -22,6 +22,7 @@ from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
+from blocks.waits import Wait
 from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -106,6 +107,14 @@ def wait_for_images(why: str, since: datetime, system: ImagingSystem) -> State[N
     return Scheduled(scheduled_time=now + timedelta(seconds=pause), name="AwaitingImages", message=f"waiting, as {why}")
 
 
+async def tell(state: State[None], event: ImagingEvent | None, log: EventLog) -> State[None]:
+    """Have everybody know what a timestep waits for; returns the state that says so."""
+    if event:
+        wait = Wait.of("ingest", state.message, state.state_details.scheduled_time)
+        await asyncio.to_thread(log.waits.tell, event.timestep_id, wait)
+    return state
+
+
 def _began() -> datetime:
     """When this flow run was asked for: all its looks for images count from then on."""
     context = FlowRunContext.get()
@@ -150,14 +159,12 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             # Longer than until this run says it again.
             seconds = 3 * LONGEST_PAUSE
             await asyncio.to_thread(log.systems.tell_of_no_room, system, str(error), seconds)
-            return Scheduled(
-                scheduled_time=datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE),
-                name="AwaitingSpace",
-                message=f"waiting, as {error}",
-            )
+            later = datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE)
+            state: State[None] = Scheduled(scheduled_time=later, name="AwaitingSpace", message=f"waiting, as {error}")
+            return await tell(state, event, log)
         except ImagesMissing as error:
             if in_time:
-                return wait_for_images(str(error), began, source)
+                return await tell(wait_for_images(str(error), began, source), event, log)
             sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
             raise InvalidEventFile(sentence) from error
         except InvalidEventFile as error:

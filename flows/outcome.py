@@ -38,6 +38,7 @@ def announce(
             f"timestep {event.timestep_id} was announced before with other content; give it an id of its own"
         )
     log.append(LogEvent.of(ingested, STAGE))
+    log.waits.end(event.timestep_id)
     return ingested
 
 
@@ -111,6 +112,8 @@ def reject(
         episode=episode,
     )
     log.append(LogEvent.of(rejected, STAGE))
+    if event:
+        log.waits.end(event.timestep_id)
     # What changed meanwhile is looked at again, also when it changes back: a share may have been away,
     # or the file itself, so that its rejection is over already.
     with suppress(FileNotFoundError):

@@ -3,17 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 import anyio
 import httpx
 from prefect import State, flow, get_run_logger, states
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactCreate
 from prefect.runtime import flow_run as current_run
 from prefect.states import Completed
 from pydantic import Json
@@ -34,7 +32,9 @@ from blocks.settings import Settings, get_settings
 from blocks.staging import Copy, Staging
 from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
+from blocks.waits import Wait
 from flows.again import TRIES, try_again
+from flows.upload_artifact import publish
 
 STAGE = "upload-worker"
 OBJECT_STORE = "archive"  # name of the ObjectStore block
@@ -149,6 +149,14 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     log_about(timestep.timestep_id)
     tries = current_run.run_count
     with closing(EventLog.from_settings(settings)) as log:
+
+        async def later(error: Exception, **how: Any) -> State[None]:
+            state = try_again(_reason(error), tries, **how)
+            with suppress(RedisError):  # of the run's state, everybody is told by Prefect
+                wait = Wait.of("upload", state.message, state.state_details.scheduled_time)
+                await asyncio.to_thread(log.waits.tell, timestep.timestep_id, wait)
+            return state
+
         try:
             # Where the store is and its keys come from the settings, how it is used from the block.
             store = ObjectStore.from_settings(settings).tuned_like(await _object_stores.load(OBJECT_STORE))
@@ -161,15 +169,15 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
             return Completed(message=str(error))
         except (LeaseTaken, LeaseLost, RedisError, httpx.HTTPError) as error:
             # Not about this timestep: another process works on it, or a service of ours is away.
-            return try_again(_reason(error), tries, longest=SERVICE_PAUSE, forever=True)
+            return await later(error, longest=SERVICE_PAUSE, forever=True)
         except SystemAway as error:
             # Nor is this; many timesteps may wait for the same share.
-            return try_again(_reason(error), tries, forever=True)
+            return await later(error, forever=True)
         except Exception as error:
             # That we may not read the images may pass, like a ticket of their share that has expired.
             if tries < TRIES and (isinstance(error, NotAllowed) or not isinstance(error, PERMANENT)):
                 get_run_logger().warning("%s; trying again", _reason(error))
-                return try_again(_reason(error), tries)
+                return await later(error)
             failed = Failed(
                 timestep_id=timestep.timestep_id,
                 system=timestep.system,
@@ -188,32 +196,6 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-async def publish(uploaded: Uploaded, settings: Settings) -> None:
-    """Show in the Prefect UI what was uploaded, with a link to the timestep."""
-    seconds = max((uploaded.proof.verified_at - uploaded.started_at).total_seconds(), 1e-3)
-    rate = uploaded.size / seconds / 1e6
-    url = f"{settings.api_url or settings.local_api_url}/timesteps/{uploaded.timestep_id}"
-    get_run_logger().info("%s: %d bytes in %.1f s, %.1f MB/s, proven", uploaded.key, uploaded.size, seconds, rate)
-    facts = {
-        "timestep": f"[{uploaded.timestep_id}]({url})",
-        "key": f"`{uploaded.bucket}/{uploaded.key}`",
-        "bytes": f"{uploaded.size:,}",
-        "images": str(len(uploaded.images)),
-        "seconds": f"{seconds:.2f}",
-        "MB/s": f"{rate:.1f}",
-    }
-    table = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-    artifact = ArtifactCreate(
-        type="markdown", data=f"| | |\n|---|---|\n{table}", flow_run_id=UUID(current_run.id), description=uploaded.key
-    )
-    try:
-        async with get_client() as client:
-            await client.create_artifact(artifact)
-    except httpx.HTTPError as error:
-        # The upload is proven and said in the stream: that doesn't fail for want of its table.
-        get_run_logger().warning("the run has no artifact: %s", error)
 
 
 async def until_stopped(
@@ -247,5 +229,6 @@ async def until_stopped(
 def conclude(outcome: Uploaded | Failed, entry_id: str | None, log: EventLog) -> None:
     """Put the outcome into the stream, and only then acknowledge the entry that asked for it."""
     log.append(LogEvent.of(outcome, STAGE))
+    log.waits.end(outcome.timestep_id)
     if entry_id:
         log.acknowledge("upload-worker", entry_id)

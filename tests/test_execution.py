@@ -126,8 +126,12 @@ def test_a_run_that_fails_for_something_that_passes_waits_without_a_place(
             assert re.search(r"\(try \d of 60\)$", state.message)
             await until(lambda: Places(event_log.redis, "upload-worker").taken() == 0, "a free place")
             assert said(event_log, Failed) == []
+            wait = event_log.waits.find(event.timestep_id)
+            assert wait is not None
+            assert (wait.stage, wait.reason[:28]) == ("upload", "ImagesMissing: 1 of 2 images")
             away.rename(image)
             await until(lambda: said(event_log, Uploaded), "the upload")
+            await until(lambda: event_log.waits.find(event.timestep_id) is None, "the end of its wait")
             ended = await wait_for_run("Completed")
             assert ended.id == run.id
             assert ended.run_count >= 2

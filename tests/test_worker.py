@@ -239,6 +239,9 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
             assert run.state is not None
             assert "2 of 3 images are in" in str(run.state.message)
             assert "missing: Img/1.tif; Img/2.tif has 3037 bytes, but its header says 3038" in str(run.state.message)
+            wait = event_log.waits.find(event.timestep_id)
+            assert wait is not None
+            assert wait.reason.startswith("waiting, as 2 of 3 images are in")
             (images / "late").rename(images / "1.tif")
             (images / "2.tif").write_bytes(tiff(os.urandom(3000)))
             await until(lambda: said(event_log, Ingested), "taking it in")
@@ -246,6 +249,7 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
 
     asyncio.run(test())
     assert said(event_log, Rejected) == []
+    assert event_log.waits.find(event.timestep_id) is None
 
 
 def test_what_did_not_come_in_time_is_rejected_or_accepted_as_the_systems_block_says(

@@ -68,9 +68,10 @@ def timestep(timestep_id: str, request: Request, services: ServicesDep) -> Respo
     except ValueError:
         raise Problem(HTTPStatus.NOT_FOUND, "There is no such timestep.") from None
     with Session(services.engine) as session:
-        detail = describe(session, find_timestep(session, id), services.prefect_ui_url)
+        found = find_timestep(session, id)
         of_it = select(TimestepImage).where(col(TimestepImage.timestep_id) == id)
         images = list(session.exec(of_it.order_by(col(TimestepImage.name)).limit(IMAGES)))
+        detail = describe(session, found, services)
     return render(
         request,
         "timestep.html",

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy import Row, and_, or_
 from sqlmodel import Session, col, select
 
-from api.deps import ServicesDep, SessionDep, StoreDep
+from api.deps import Services, ServicesDep, SessionDep, StoreDep
 from api.filters import TimestepQuery
 from api.paging import Instant, Order, Page, fetch_page
 from api.problems import Problem, documented
@@ -25,6 +25,7 @@ from api.schemas import (
     TimestepPath,
     TimestepSummary,
 )
+from api.troubles import what_became_of_its_object, what_keeps
 from blocks.messages import Archived, Withdrawn
 from blocks.tables import Archive, ArchiveMember, Timestep, TimestepEvent, TimestepState
 
@@ -102,11 +103,16 @@ def find_uploaded(session: Session, timestep_id: UUID) -> tuple[Timestep, str]:
 )
 def timestep(timestep_id: TimestepPath, session: SessionDep, services: ServicesDep) -> TimestepDetail:
     """Its object and what proves it, the archives it is in, its whole history, and what is wrong if something is."""
-    return describe(session, find_timestep(session, timestep_id), services.prefect_ui_url)
+    try:
+        found = find_timestep(session, timestep_id)
+    except Problem as problem:
+        kept = (f"{sentence}." for sentence in what_keeps(timestep_id, session, services))
+        raise Problem(problem.status, " ".join([problem.detail, *kept])) from None
+    return describe(session, found, services)
 
 
-def describe(session: Session, timestep: Timestep, prefect_ui_url: str | None) -> TimestepDetail:
-    """All that is known of a timestep."""
+def describe(session: Session, timestep: Timestep, services: Services) -> TimestepDetail:
+    """All that is known of a timestep. The session is given back before object storage is asked."""
     # Who announces an archive may not know yet whose key it is.
     by_key = and_(col(TimestepEvent.type) == Archived.type, col(TimestepEvent.key) == timestep.key)
     said = session.exec(
@@ -120,13 +126,17 @@ def describe(session: Session, timestep: Timestep, prefect_ui_url: str | None) -
         .where(col(ArchiveMember.archive_id) == col(Archive.id), col(ArchiveMember.key) == timestep.key)
         .order_by(col(ArchiveMember.archived_at), col(Archive.id))
     )
+    references = [ArchiveReference(archive_id=id, path=path, archived_at=at) for id, path, at in archives]
+    kept = list(what_keeps(timestep.id, session, services))
     columns = {**timestep.model_dump(), "timestep_id": timestep.id}
+    session.close()
     return TimestepDetail.of(
         {
             **columns,
             "object": TimestepObject.model_validate(columns) if timestep.key else None,
-            "archives": [ArchiveReference(archive_id=id, path=path, archived_at=at) for id, path, at in archives],
-            "flow_runs": _flow_runs(history, prefect_ui_url),
+            "archives": references,
+            "problems": [*kept, *what_became_of_its_object(timestep, services)],
+            "flow_runs": _flow_runs(history, services.prefect_ui_url),
             "history": history,
         }
     )

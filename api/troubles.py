@@ -1,0 +1,49 @@
+"""What is wrong with a timestep now, or what it waits for. Its history does not tell that, so it is asked for."""
+
+import logging
+from collections.abc import Iterator
+from uuid import UUID
+
+from redis.exceptions import RedisError
+from sqlmodel import Session, col, select
+
+from api.deps import Services
+from blocks.object_errors import ObjectStoreError
+from blocks.recorded_object import find_difference
+from blocks.tables import RejectedEventFile, Timestep
+
+logger = logging.getLogger(__name__)
+
+# A reader of the history does not wait for a storage that hangs.
+STORE_SECONDS = 2.0
+
+
+def what_keeps(timestep_id: UUID, session: Session, services: Services) -> Iterator[str]:
+    """Why a timestep does not go on, or an event file with its id is not taken in."""
+    file = RejectedEventFile
+    yield from session.exec(
+        select(file.reason).where(file.timestep_id == timestep_id).order_by(col(file.rejected_at), col(file.id))
+    )
+    try:
+        wait = services.log.waits.find(timestep_id)
+    except RedisError as error:
+        logger.warning("Timestep %s: the stream can't be asked what it waits for: %s", timestep_id, error)
+        yield "what it waits for can't be told: the stream can't be reached"
+    else:
+        if wait:
+            yield wait.sentence()
+
+
+def what_became_of_its_object(timestep: Timestep, services: Services) -> Iterator[str]:
+    """What is not as it was at the upload."""
+    if timestep.key is None:
+        return
+    hasty = {"timeout_seconds": STORE_SECONDS, "patience_seconds": 0}
+    try:
+        difference = find_difference(timestep, services.store.model_copy(update=hasty))
+    except ObjectStoreError as error:
+        logger.warning("Timestep %s: the storage can't be asked for its object: %s", timestep.id, error)
+        yield "its object can't be looked at: object storage can't be reached"
+    else:
+        if difference:
+            yield difference + ("; it is on tape" if timestep.archived_at else "")
