@@ -9,12 +9,14 @@ from typing import cast
 
 from prefect import State, flow, get_run_logger, task
 from prefect.context import FlowRunContext
+from prefect.runtime import flow_run as current_run
 from prefect.states import Completed, Scheduled
+from redis.exceptions import RedisError
 
 from blocks.discovery import is_event_file
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
-from blocks.image_directory import NotAllowed
+from blocks.image_directory import NotAllowed, SystemAway
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from blocks.logs import log_about
 from blocks.remembered import Remembered
@@ -23,6 +25,7 @@ from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from blocks.waits import Wait
+from flows.again import try_again
 from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -111,7 +114,8 @@ async def tell(state: State[None], event: ImagingEvent | None, log: EventLog) ->
     """Have everybody know what a timestep waits for; returns the state that says so."""
     if event:
         wait = Wait.of("ingest", state.message, state.state_details.scheduled_time)
-        await asyncio.to_thread(log.waits.tell, event.timestep_id, wait)
+        with suppress(RedisError):  # Prefect shows the state all the same
+            await asyncio.to_thread(log.waits.tell, event.timestep_id, wait)
     return state
 
 
@@ -131,7 +135,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
         event_file: path of the event file below the system's directory.
 
     Returns:
-        A state to come back later, while images are waited for.
+        A state to come back later, while images are waited for, or Redis or the share is away.
 
     Raises:
         InvalidEventFile: when it was rejected; the message names the file and the cause.
@@ -167,6 +171,11 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
                 return await tell(wait_for_images(str(error), began, source), event, log)
             sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
             raise InvalidEventFile(sentence) from error
+        except (RedisError, SystemAway) as error:
+            # Not about this event file.
+            tries = current_run.run_count
+            reason = f"{type(error).__name__}: {error}"
+            return await tell(try_again(reason, tries, longest=LONGEST_PAUSE, forever=True), event, log)
         except InvalidEventFile as error:
             may_pass = isinstance(error, NotAllowed)
             sentence = await asyncio.to_thread(

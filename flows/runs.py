@@ -18,8 +18,9 @@ from prefect.flows import Flow
 from prefect.states import Pending, Scheduled
 
 from blocks.event_log import EventLog
+from flows.loading import load
 from flows.subject import timestep_of
-from flows.worker import InProcessWorker, load
+from flows.worker import InProcessWorker
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
     FlowRunFilter,
     FlowRunFilterNextScheduledStartTime,
     FlowRunFilterState,
@@ -20,13 +22,15 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Crashed
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
+from flows.again import try_again
+from flows.executions import BEAT_SECONDS
 from flows.subject import timestep_of
-from flows.worker import BEAT_SECONDS, InProcessWorker
+from flows.worker import InProcessWorker
 
 logger = logging.getLogger(__name__)
 
@@ -34,32 +38,32 @@ logger = logging.getLogger(__name__)
 LOST_SECONDS = 45.0
 # A run that waits this long for a place (seconds) gets one before those that are begun where they are created.
 OVERDUE_SECONDS = 5.0
+# One that waits this long (seconds) may be in no queue any more.
+STRANDED_SECONDS = 60.0
 
 
 async def keep_swept(
     worker: InProcessWorker, work_pool: str, client: PrefectClient, log: EventLog, heartbeat: Path | None = None
 ) -> None:
-    """Find what nobody executes, cancel what should not be executed, and make room for what waits.
+    """Find what nobody executes, and make room for what waits.
 
     Args:
         heartbeat: touched every time, so that a supervisor can see that this process goes its round.
     """
-    trusted_from = 0.0
+    trusted_from = search_at = 0.0
     while True:
         if heartbeat:
             await asyncio.to_thread(heartbeat.touch)
         await asyncio.sleep(BEAT_SECONDS)
         try:
             worker.overdue = await count_overdue(work_pool, client)
-            runs = await under_way(work_pool, client)
-            for run in runs:
-                # Normally an event tells the worker at once; but the server may have been away.
-                if run.state_type == StateType.CANCELLING:
-                    worker.cancel(run.id)
             # A beat that fails is missed by everybody: is Redis there?
             await asyncio.to_thread(log.redis.ping)
             if time.monotonic() >= trusted_from:
-                await end_lost(runs, client, log)
+                await end_lost(await under_way(work_pool, client), client, log)
+            if time.monotonic() >= search_at:
+                await end_stranded(work_pool, client)
+                search_at = time.monotonic() + STRANDED_SECONDS
         except (httpx.HTTPError, RedisError) as error:
             # Heartbeats may have run out meanwhile: let everybody tell again first.
             trusted_from = time.monotonic() + 3 * BEAT_SECONDS
@@ -76,16 +80,15 @@ async def under_way(work_pool: str, client: PrefectClient) -> list[FlowRun]:
 
 async def count_overdue(work_pool: str, client: PrefectClient) -> int:
     """How many of the pool's runs wait to be taken from its queue, longer than they should."""
-    before = datetime.now(UTC) - timedelta(seconds=OVERDUE_SECONDS)
-    waiting = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=before),
-    )
+    waiting = _waiting(OVERDUE_SECONDS)
     return len(await client.read_flow_runs(flow_run_filter=waiting, work_pool_filter=_only(work_pool), limit=10))
 
 
 async def end_lost(runs: list[FlowRun], client: PrefectClient, log: EventLog) -> None:
-    """End those of the runs that are under way for Prefect, but not for any process."""
+    """End those of the runs that are under way for Prefect, but not for any process.
+
+    Whoever has the run's work done makes another run. Where nobody does, the run itself is taken up again.
+    """
     for run in runs:
         if run.state is None:
             continue
@@ -95,10 +98,43 @@ async def end_lost(runs: list[FlowRun], client: PrefectClient, log: EventLog) ->
         message = f"no process executed it any more, {age:.0f} s after it was {run.state.name}"
         about = {"timestep_id": str(timestep_of(run.idempotency_key) or "")}
         logger.warning("Flow run %s (%s) is lost: %s", run.name, run.id, message, extra=about)
-        is_unwanted = run.state.type == StateType.CANCELLING
-        await client.set_flow_run_state(
-            run.id, Cancelled(message=message) if is_unwanted else Crashed(message=message), force=True
-        )
+        state: State[None]
+        if run.state.type == StateType.CANCELLING:
+            state = Cancelled(message=message)
+        elif await _is_followed(run, client):
+            state = Crashed(message=message)
+        else:
+            state = try_again(message, max(run.run_count, 1), forever=True)
+        await client.set_flow_run_state(run.id, state, force=True)
+
+
+async def _is_followed(run: FlowRun, client: PrefectClient) -> bool:
+    """Whether another run follows when this one ends without having done its work.
+
+    It does not when a person or the clock asked for the run, nor when the run had ended before and was retried.
+    """
+    if run.auto_scheduled or run.idempotency_key is None:
+        return False
+    return not any(state.is_final() for state in await client.read_flow_run_states(run.id))
+
+
+async def end_stranded(work_pool: str, client: PrefectClient) -> None:
+    """End the runs that wait in no queue, because theirs was deleted: no worker would ever be given them."""
+    # They know no pool any more, but its deployments have its name.
+    ours = DeploymentFilter(name=DeploymentFilterName(any_=[work_pool]))
+    for run in await client.read_flow_runs(flow_run_filter=_waiting(STRANDED_SECONDS), deployment_filter=ours):
+        if run.work_queue_id is None:
+            logger.warning("Flow run %s (%s) waits in no work queue: it was deleted", run.name, run.id)
+            await client.set_flow_run_state(run.id, Crashed(message="its work queue was deleted"), force=True)
+
+
+def _waiting(seconds: float) -> FlowRunFilter:
+    """Those that were due so many seconds ago, whatever their state is called."""
+    due = datetime.now(UTC) - timedelta(seconds=seconds)
+    return FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=due),
+    )
 
 
 def _only(work_pool: str) -> WorkPoolFilter:

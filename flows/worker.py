@@ -8,59 +8,42 @@ of our runs do. Registered under the entry point `prefect.collections`, so that
 import asyncio
 import contextvars
 import logging
+import math
 import os
 from collections.abc import Callable, Coroutine
-from copy import copy
-from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 import anyio
 import anyio.abc
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext, SyncClientContext
-from prefect.exceptions import Abort, Pause
-from prefect.filesystems import LocalFileSystem
-from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.flows import Flow
 from prefect.logging.loggers import PrefectLogAdapter
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
 from blocks.logs import log_about
-from blocks.places import HOLD_SECONDS, Places
+from blocks.places import Places
 from blocks.settings import get_settings
-from flows.engine import InProcessEngine
+from flows.executions import Executions
+from flows.loading import load
 from flows.subject import timestep_of
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 10.0
 # A run that was polled finds a place within this long (seconds) after one is free.
 PLACE_SECONDS = 0.5
+# Between two looks whether the Prefect server is there (seconds).
+PREFECT_SECONDS = 2.0
 # What is under way may take this long (seconds) to be handed back at the end.
 GRACE_SECONDS = 10.0
 
 
 class InProcessResult(BaseWorkerResult):
     """How an in-process run ended: 0 when the flow engine reported its state itself."""
-
-
-@dataclass
-class _Execution:
-    """A run under way: what executes it, and what ends it early."""
-
-    engine: InProcessEngine | None = None
-    scope: anyio.CancelScope | None = None
-    is_cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-        if self.engine:
-            self.engine.cancel()
-        if self.scope:
-            self.scope.cancel()
 
 
 class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessResult]):
@@ -79,63 +62,42 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._log = EventLog.from_settings(get_settings())
-        self._places = Places(self._log.redis, self._work_pool_name)
-        self._executing: dict[UUID, _Execution] = {}
-        self._held: set[UUID] = set()
+        self._executions = Executions(self._log.flow_runs, Places(self._log.redis, self._work_pool_name))
         self._begun: set[asyncio.Task[None]] = set()
-        self._heart: asyncio.Task[None] | None = None
+        self._companions: list[asyncio.Task[None]] = []
         self._context = contextvars.copy_context()
-        self._ended = asyncio.Event()
         # How many runs wait in the pool's queue for longer than they should: they get places first.
         self.overdue = 0
 
     # --- the life of the worker
 
     async def setup(self) -> None:
-        """Connect, and begin to tell what is executed."""
+        """Connect, once there is something to connect to, and begin to tell what is executed."""
+        await _wait_for_prefect()
         await super().setup()
         # One client for all runs: to connect takes longer than most of what they ask.
         await self._exit_stack.enter_async_context(AsyncClientContext())
         self._exit_stack.enter_context(SyncClientContext())
         self._context = contextvars.copy_context()
-        self._heart = asyncio.create_task(self._beat())
+        for companion in (self._executions.keep_telling(), self._executions.keep_cancelling(self.client)):
+            self._companions.append(asyncio.create_task(companion))
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Hand back what is under way."""
+        """Hand back what is under way; a worker that ends by itself, after a single poll, finishes it."""
+        is_stopped = any(exc_info)
         with anyio.CancelScope(shield=True):
-            for task in self._begun:
-                task.cancel()
-            if self._begun:
-                await asyncio.wait(self._begun, timeout=GRACE_SECONDS)
-            if self._heart:
-                self._heart.cancel()
-                await asyncio.wait([self._heart])
+            if is_stopped:
+                for task in self._begun:
+                    task.cancel()
+                cast(anyio.abc.TaskGroup, self._runs_task_group).cancel_scope.cancel()
+            # Before the connections are closed that it takes.
+            with anyio.move_on_after(GRACE_SECONDS if is_stopped else math.inf):
+                await self._executions.wait_for_all()
+            for companion in self._companions:
+                companion.cancel()
+            await asyncio.wait(self._companions)
         await super().teardown(*exc_info)
         self._log.close()
-
-    async def _beat(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self._log.flow_runs.beat, frozenset(self._executing), seconds=HOLD_SECONDS)
-                await asyncio.to_thread(self._places.keep, frozenset(self._held))
-            except RedisError as error:
-                logger.warning("Nobody can be told what is executed here: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(BEAT_SECONDS)
-
-    @property
-    def executing(self) -> frozenset[UUID]:
-        """The flow runs that this process executes now."""
-        return frozenset(self._executing)
-
-    async def wait_for_end(self) -> None:
-        """Wait until a run ends here."""
-        self._ended.clear()
-        await self._ended.wait()
-
-    def cancel(self, flow_run_id: UUID) -> None:
-        """End a run that is executed here, as a person wishes; its state becomes Cancelled."""
-        if execution := self._executing.get(flow_run_id):
-            execution.cancel()
 
     # --- runs that are begun where they are created
 
@@ -146,19 +108,15 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         limit = self.work_pool.concurrency_limit
         claim = uuid4()
         free_for_us = None if limit is None else limit - self.overdue
-        if not await asyncio.to_thread(self._places.take, claim, free_for_us):
-            return None
-        self._held.add(claim)
-        return claim
+        return claim if await self._executions.take_place(claim, free_for_us) else None
 
     async def give_back(self, claim: UUID) -> None:
         """Give a claimed place back that no run needs."""
-        self._held.discard(claim)
-        await asyncio.to_thread(self._places.give_back, claim)
+        await self._executions.give_back(claim)
 
     def begin(self, flow_run: FlowRun, flow: Flow[..., Any], claim: UUID) -> asyncio.Task[None]:
         """Execute a run that was created for a claimed place; the task ends with it, and never fails."""
-        self._executing[flow_run.id] = _Execution()
+        self._executions.add(flow_run.id)
         task = asyncio.create_task(self._execute_claimed(flow_run, flow, claim), context=self._context.copy())
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)
@@ -166,18 +124,14 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
 
     async def _execute_claimed(self, flow_run: FlowRun, flow: Flow[..., Any], claim: UUID) -> None:
         _log_about(flow_run)
-        self._observe(flow_run.id)
         try:
-            await asyncio.to_thread(self._log.flow_runs.beat, [flow_run.id], seconds=HOLD_SECONDS)
-            await self._execute(flow_run, flow, is_named=True)
+            await self._executions.tell([flow_run.id])
+            await self._executions.execute(flow_run, flow, is_named=True)
         except Exception:
             # Its state is unknown now. If it is still Running, the sweep will find that nobody executes it.
             logger.exception("Flow run %s (%s) was lost", flow_run.name, flow_run.id)
         finally:
-            self._end(flow_run.id)
-            with anyio.CancelScope(shield=True):
-                await self.give_back(claim)
-            self._ended.set()
+            await self._executions.remove(flow_run.id, claim)
 
     # --- runs from the pool's queue
 
@@ -188,25 +142,27 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> InProcessResult:
         """Execute a flow run to its end; its state is reported by the flow engine."""
-        self._executing[flow_run.id] = _Execution()
+        self._executions.add(flow_run.id)
         try:
             flow = await self._load(flow_run)
             if task_status is not None:
                 task_status.started(os.getpid())
             # The server hands out runs before it counts them, so now and then more than the pool's limit.
             await self._wait_for_place(flow_run.id)
-            await self._execute(flow_run, flow, is_named=False)
+            await self._executions.execute(flow_run, flow, is_named=False)
         finally:
-            self._end(flow_run.id)
-            with anyio.CancelScope(shield=True):
-                await self.give_back(flow_run.id)
-            self._ended.set()
+            await self._executions.remove(flow_run.id, flow_run.id)
         return InProcessResult(identifier=f"{self.name}:{flow_run.id}", status_code=0)
 
     async def _wait_for_place(self, flow_run_id: UUID) -> None:
-        while not await asyncio.to_thread(self._places.take, flow_run_id, self.work_pool.concurrency_limit):  # noqa: ASYNC110 -- a place may become free in another process
+        while True:
+            try:
+                if await self._executions.take_place(flow_run_id, self.work_pool.concurrency_limit):
+                    return
+            except RedisError as error:
+                # The run must not end for that: nobody would make another, where a person has retried it.
+                logger.warning("Flow run %s waits for Redis: %s: %s", flow_run_id, type(error).__name__, error)
             await asyncio.sleep(PLACE_SECONDS)
-        self._held.add(flow_run_id)
 
     async def _load(self, flow_run: FlowRun) -> Flow[..., Any]:
         deployment = await self.client.read_deployment(cast(UUID, flow_run.deployment_id))
@@ -215,9 +171,6 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
     async def _submit_run(self, flow_run: FlowRun) -> None:
         _log_about(flow_run)
         await super()._submit_run(flow_run)
-        # Prefect leaves the cancellation of a run that began to its process, and no longer listens.
-        if flow_run.id in self._executing:
-            self._observe(flow_run.id)
 
     def get_flow_run_logger(self, flow_run: FlowRun) -> PrefectLogAdapter:
         """Names the timestep as well, where the run is about one."""
@@ -226,57 +179,18 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             log.extra = {**(log.extra or {}), "timestep_id": str(timestep_id)}
         return log
 
-    # --- both
-
-    async def _execute(self, flow_run: FlowRun, flow: Flow[..., Any], *, is_named: bool) -> None:
-        execution = self._executing[flow_run.id]
-        engine = InProcessEngine(flow, flow_run, is_named=is_named)
-        with anyio.CancelScope() as scope:
-            execution.engine, execution.scope = engine, scope
-            if execution.is_cancelled:
-                execution.cancel()
-            try:
-                await engine.run()
-            except (Abort, Pause) as signal:
-                logger.info("Flow run %s goes on later or elsewhere: %s", flow_run.name, signal)
-
-    def _end(self, flow_run_id: UUID) -> None:
-        self._executing.pop(flow_run_id, None)
-        if self._cancelling_observer is not None:
-            self._cancelling_observer.remove_in_flight_flow_run_id(flow_run_id)
-
-    def _observe(self, flow_run_id: UUID) -> None:
-        if self._cancelling_observer is not None:
-            self._cancelling_observer.add_in_flight_flow_run_id(flow_run_id)
-
-    async def _cancel_run(self, flow_run_id: UUID) -> None:
-        if flow_run_id in self._executing:
-            self.cancel(flow_run_id)
-        else:
-            await super()._cancel_run(flow_run_id)
-
 
 def _log_about(flow_run: FlowRun) -> None:
     if timestep_id := timestep_of(flow_run.idempotency_key):
         log_about(timestep_id)
 
 
-async def load(entrypoint: str) -> Flow[..., Any]:
-    """The flow of a deployment, ready to be executed many times."""
-    if entrypoint not in _flows:
-        # In a thread, because a flow imports all that it needs.
-        flow: Flow[..., Any] = await asyncio.to_thread(
-            load_flow_from_entrypoint, entrypoint, use_placeholder_flow=False
-        )
-        if flow.persist_result is False and flow.result_storage is None:
-            # Prefect would ask the server where to store results, in each run, and let all others wait for the answer.
-            flow = copy(flow)
-            flow.result_storage = LocalFileSystem(basepath=str(PREFECT_LOCAL_STORAGE_PATH.value()))
-        _flows[entrypoint] = flow
-    return _flows[entrypoint]
-
-
-_flows: dict[str, Flow[..., Any]] = {}
+async def _wait_for_prefect() -> None:
+    # Without one, a worker would end, and whatever starts it again waits longer each time.
+    async with get_client() as client:
+        while error := await client.api_healthcheck():
+            logger.warning("Waiting for the Prefect server: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(PREFECT_SECONDS)
 
 
 async def serve(worker: InProcessWorker, *companions: Callable[[], Coroutine[Any, Any, None]]) -> None:

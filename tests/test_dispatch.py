@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any, Literal, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Late, Pending, Running
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from blocks.event_log import EventLog
+from blocks.event_log import Backlog, EventLog
 from blocks.messages import Failed as FailedEvent
 from blocks.messages import LogEvent
 from flows import dispatch, runs, sweep
@@ -132,6 +132,52 @@ def test_a_run_that_no_process_executes_is_crashed(
                 assert "no process executed it" in (lost.message or "")
             # What a person wanted to end has ended with its process.
             assert (await state_after_sweep(client, "unwanted", Cancelling(), beats=False)).is_cancelled()
+
+    asyncio.run(test())
+
+
+def test_a_lost_run_that_nobody_makes_anew_is_taken_up_again(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "LOST_SECONDS", 0.0)
+
+    async def test() -> None:
+        async with get_client() as client:
+            await drive(runs_by(client, event_log), "retried")
+            (retried,) = await runs_of(client, "retried")
+            before: list[State[Any]] = [Failed(), AwaitingRetry()]
+            for state in before:
+                await client.set_flow_run_state(retried.id, state, force=True)
+            by_hand = await client.create_flow_run_from_deployment(cast(UUID, retried.deployment_id))
+            for run in (retried, by_hand):
+                await client.set_flow_run_state(run.id, Running(), force=True)
+            await sweep.end_lost(await sweep.under_way("event-ingester", client), client, event_log)
+            for run in (retried, by_hand):
+                lost = cast(State[Any], (await client.read_flow_run(run.id)).state)
+                assert lost.name == "AwaitingRetry"
+                assert "no process executed it" in (lost.message or "")
+
+    asyncio.run(test())
+
+
+def test_a_run_whose_work_queue_was_deleted_makes_room_for_another(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "STRANDED_SECONDS", 0.0)
+    pool = "event-ingester"
+
+    async def test() -> None:
+        async with get_client() as client:
+            await drive(runs_by(client, event_log), "waits")
+            (waits,) = await runs_of(client, "waits")
+            queue = await client.create_work_queue("short-lived", work_pool_name=pool)
+            stranded = await client.create_flow_run_from_deployment(
+                cast(UUID, waits.deployment_id), idempotency_key="x", work_queue_name=queue.name
+            )
+            await client.delete_work_queue_by_id(queue.id)
+            await sweep.end_stranded(pool, client)
+            states = [(await client.read_flow_run(run.id)).state_name for run in (waits, stranded)]
+            assert states == ["Scheduled", "Crashed"]
 
     asyncio.run(test())
 
@@ -268,6 +314,34 @@ def test_what_finds_no_place_for_long_is_left_to_other_workers_a_few_at_a_time(
         await step(dispatcher)
         assert len(stand_in.queued) == 2 * dispatch.AHEAD
         assert set(stand_in.driven) | set(stand_in.queued) < set(wanted)
+
+    asyncio.run(test())
+
+
+def test_a_backlog_of_thousands_has_a_few_runs_at_a_time_and_progresses_at_both_ends(event_log: EventLog) -> None:
+    wanted = append(event_log, *(said(ingested(announced())) for _ in range(2000)))
+
+    async def test() -> None:
+        stand_in = StandIn(places=0)
+        dispatcher = UploadDispatcher(event_log, cast(Runs, stand_in))
+        for _ in range(5):
+            await dispatcher.read(wait_seconds=0.01)
+        assert event_log.backlog(GROUP) == Backlog(waiting=0, in_progress=2000, set_aside=0)
+        done: list[str] = []
+        for _ in range(25):
+            stand_in.places = 4
+            await dispatcher.start()
+            assert len(dispatcher._looks) <= 4
+            event_log.acknowledge(GROUP, *dispatcher._looks)
+            done += dispatcher._looks
+            dispatcher._looks = dict.fromkeys(dispatcher._looks, 0.0)
+        assert sorted(done) == wanted[:50] + wanted[-50:]
+        # A new one does not wait for them.
+        (new,) = append(event_log, said(ingested(announced())))
+        await dispatcher.read(wait_seconds=0.01)
+        stand_in.places = 2
+        await dispatcher.start()
+        assert new in dispatcher._looks
 
     asyncio.run(test())
 

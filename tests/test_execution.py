@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -14,7 +15,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import arun_deployment
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import AwaitingRetry, Cancelling, Late
 from prefect.workers.process import ProcessWorker
 
 from blocks.event_log import EventLog
@@ -22,7 +23,7 @@ from blocks.messages import Failed, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.places import HOLD_SECONDS, Places
 from blocks.settings import Settings
-from flows import dispatch, sweep, worker
+from flows import dispatch, executions, sweep
 from flows.dispatch import upload_worker
 from flows.entrypoint import entrypoint
 from flows.upload import OBJECT_STORE
@@ -181,6 +182,35 @@ def test_a_run_of_a_killed_worker_is_found_and_its_work_done_by_another(
     assert_stored(run_settings, object_store, event)
 
 
+def test_runs_that_wait_since_long_are_executed_though_there_is_a_backlog(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "BEAT_SECONDS", 0.5)
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    late, awaiting, *backlog = [drop(run_settings) for _ in range(12)]
+    # Nobody works on these two any more: their entries are acknowledged, as after a retry by hand.
+    ids = [announced(event_log, event) for event in (late, awaiting)]
+    event_log.read("upload-worker", "somebody", count=2, wait_seconds=0.01)
+    event_log.acknowledge("upload-worker", *ids)
+    for event in backlog:
+        announced(event_log, event)
+
+    async def test() -> None:
+        async with get_client() as client:
+            deployment = await client.read_deployment_by_name("upload-timestep/upload-worker")
+            states: list[State[None]] = [Late(scheduled_time=long_ago), AwaitingRetry(scheduled_time=long_ago)]
+            for id, state in zip(ids, states, strict=True):
+                parameters = {"timestep": _ingested(event_log, id), "entry_id": id}
+                await client.create_flow_run_from_deployment(deployment.id, parameters=parameters, state=state)
+            async with working(upload_worker, settings=run_settings):
+                await until(lambda: len(said(event_log, Uploaded)) == 12 and is_done(event_log), "uploading all")
+                assert await final_states() == ["Completed"] * 12
+
+    asyncio.run(test())
+    for event in (late, awaiting):
+        assert_stored(run_settings, object_store, event)
+
+
 def test_two_workers_share_the_places_of_their_pool_and_upload_each_timestep_once(
     run_settings: Settings, event_log: EventLog, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -269,7 +299,7 @@ def test_a_place_is_held_by_one_and_given_back_or_run_out(event_log: EventLog) -
     places.keep([three])
     assert [places.take(holder, 2) for holder in (one, two)] == [True, False]
     assert places.take(two, None)
-    assert HOLD_SECONDS > 3 * worker.BEAT_SECONDS
+    assert HOLD_SECONDS > 3 * executions.BEAT_SECONDS
 
 
 def test_no_run_is_begun_at_once_in_a_pool_that_is_paused_or_has_overdue_runs(

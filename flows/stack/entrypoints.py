@@ -17,7 +17,7 @@ ARCHIVER = (sys.executable, "-m", "flows.cli")
 WORKERS = ("event-ingester", "upload-worker", "state-manager")  # each serves the work pool of its name
 INIT_TIMEOUT = 180.0
 READY_TIMEOUT = 120.0
-STOP_TIMEOUT = 4.0
+STOP_TIMEOUT = 12.0  # a worker hands back what it holds within ten
 
 
 class _Heartbeat:

@@ -1,0 +1,183 @@
+"""What the page about the Prefect UI says of states and their messages, word by word: each of them is brought about."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+import pytest
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelling, Late, Running
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from blocks.event_file import ImagingEvent
+from blocks.event_log import EventLog
+from blocks.imaging_system import ImagingSystem
+from blocks.lease import hold
+from blocks.messages import Ingested, LogEvent
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings, get_settings
+from flows import sweep, upload
+from flows.dispatch import upload_worker
+from flows.upload import OBJECT_STORE, lease_name
+from flows.watch import event_ingester
+from tests.working import PATIENCE, announced, drop, flow_runs, until, working
+
+pytest_plugins = ["tests.prefect_server"]
+
+PAGE = Path(__file__).parent.parent / "docs" / "prefect.md"
+# They need no explanation.
+PLAIN = {"Running", "Completed", "Cancelling"}
+
+
+class Row(NamedTuple):
+    """What the page says of a state: its names, and its message as a pattern."""
+
+    names: tuple[str, ...]
+    message: str
+
+    @classmethod
+    def of(cls, line: str) -> Self:
+        names, message, _ = (cell.strip() for cell in line.removeprefix("|").split("|", 2))
+        # Words of the message are in backticks; other words stand for what differs, as a number and an ellipsis do.
+        parts = [re.escape(part) if place % 2 else ".*" for place, part in enumerate(message.split("`")) if part]
+        pattern = re.sub(r"\d+", r"\\d+", "".join(parts)).replace("…", ".*")
+        pattern = pattern.replace(re.escape("upload-worker@host"), r"\S+@\S+")
+        return cls(tuple(re.findall(r"\*(\w+)\*", names)), pattern)
+
+    def is_about(self, state: State[Any]) -> bool:
+        return state.name in self.names and re.match(self.message, state.message or "") is not None
+
+
+def table() -> list[Row]:
+    """The page's table of states."""
+    section = PAGE.read_text().partition("## What a state means\n")[2].partition("\n## ")[0]
+    return [Row.of(line) for line in section.splitlines() if line.startswith("| *")]
+
+
+class Operator:
+    """Looks at the runs, and brings them about."""
+
+    def __init__(self, settings: Settings, log: EventLog, store: ObjectStore, client: PrefectClient) -> None:
+        self.settings = settings
+        self.log = log
+        self.store = store
+        self.client = client
+        self.seen: dict[str, State[Any]] = {}
+
+    async def look(self) -> None:
+        """Take every state that any run ever had."""
+        for run in await flow_runs():
+            for state in await self.client.read_flow_run_states(run.id):
+                self.seen[str(state.id)] = state
+
+    async def sees(self, name: str, message: str = "") -> None:
+        """Wait until a run has been in this state."""
+        async with asyncio.timeout(PATIENCE):
+            while not any(state.name == name and message in (state.message or "") for state in self.seen.values()):
+                await asyncio.sleep(0.2)
+                await self.look()
+
+    def announce(self, plate: int) -> ImagingEvent:
+        """A timestep that was taken in."""
+        event = drop(self.settings, plate=plate)
+        announced(self.log, event)
+        return event
+
+    async def uploads_are(self, bytes_per_second: int | None) -> None:
+        tuned = self.store.model_copy(update={"bytes_per_second": bytes_per_second})
+        await tuned.without_keys().asave(OBJECT_STORE, overwrite=True)
+
+    def directory(self, event: ImagingEvent) -> Path:
+        return cast(Path, self.settings.data_dir) / "prince" / event.img_dir
+
+
+def test_the_page_tells_every_state_and_message_and_no_other(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHIVER_STAGING_BUDGET_BYTES", "1000")
+    get_settings.cache_clear()
+
+    async def test() -> list[State[Any]]:
+        async with get_client() as client:
+            operator = Operator(run_settings, event_log, object_store, client)
+            await ingests(operator, monkeypatch)
+            await uploads(operator, monkeypatch)
+            await processes_that_end(operator, monkeypatch)
+            return list(operator.seen.values())
+
+    page, told = table(), set()
+    for state in asyncio.run(test()):
+        if rows := [row for row in page if row.is_about(state)]:
+            # Of several, that which says most.
+            told.add(max(rows, key=lambda row: len(row.message)))
+        else:
+            assert state.name in PLAIN, f"the page does not tell {state.name}: {state.message}"
+    assert not set(page) - told, "the page tells what never was seen"
+
+
+async def ingests(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that happens to an ingest."""
+    await ImagingSystem(staging="always").asave("bowie", overwrite=True)
+    append, away = EventLog.append, [RedisConnectionError("Redis is away")]
+
+    def fail_once(log: EventLog, event: LogEvent) -> str:
+        if event.type == Ingested.type and away:
+            raise away.pop()
+        return append(log, event)
+
+    monkeypatch.setattr(EventLog, "append", fail_once)
+    async with working(event_ingester, settings=operator.settings):
+        drop(operator.settings, "prince")
+        await operator.sees("AwaitingRetry", "Redis is away")
+        drop(operator.settings, "nina", img_count=3)
+        drop(operator.settings, "bowie")
+        broken = drop(operator.settings, "ella")
+        (cast(Path, operator.settings.data_dir) / "ella" / "events" / f"{broken.img_dir}.json").write_text("{")
+        await operator.sees("AwaitingImages")
+        await operator.sees("AwaitingSpace")
+        await operator.sees("Failed", "InvalidEventFile")
+    # What was taken in is none of the uploads that follow.
+    operator.log.redis.xgroup_setid(operator.log.stream, "upload-worker", "$")
+
+
+async def uploads(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that happens to an upload while its worker lives."""
+    (operator.directory(operator.announce(1)) / "surplus.tif").touch()
+    taken, lacking, leased = (operator.announce(plate) for plate in (2, 3, 4))
+    operator.store.client.put_object(Bucket=operator.store.bucket_name, Key=taken.key, Body=b"another's")
+    (operator.directory(lacking) / "Img" / "0.tif").unlink()
+    with hold(operator.log.redis, lease_name(operator.log, leased.key)):
+        async with working(upload_worker, settings=operator.settings):
+            await operator.sees("Failed", "InvalidEventFile: ")
+            await operator.sees("Failed", "KeyTaken: ")
+            await operator.sees("AwaitingRetry", "ImagesMissing: ")
+            await operator.sees("AwaitingRetry", "LeaseTaken: ")
+            # As after ten hours.
+            monkeypatch.setattr(upload, "TRIES", 1)
+            await operator.sees("Failed", "ImagesMissing: ")
+
+
+async def processes_that_end(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens to runs whose process ends, and to those that somebody cancels."""
+    await operator.uploads_are(100)
+    async with working(upload_worker, settings=operator.settings):
+        operator.announce(5)
+        await until(lambda: operator.log.redis.keys("*:lease:*"), "an upload")
+        for run in await flow_runs():
+            if run.state_name == "Running":
+                await operator.client.set_flow_run_state(run.id, Cancelling())  # the UI's Cancel
+        await operator.sees("Cancelled")
+        operator.announce(6)
+        await until(lambda: operator.log.redis.keys("*:lease:*"), "another upload")
+    await operator.sees("AwaitingRetry", "handed back")
+    monkeypatch.setattr(sweep, "LOST_SECONDS", 0.0)
+    deployment = await operator.client.read_deployment_by_name("upload-timestep/upload-worker")
+    for key in ("a key", None):
+        run = await operator.client.create_flow_run_from_deployment(deployment.id, idempotency_key=key)
+        await operator.client.set_flow_run_state(run.id, Late(), force=True)
+        await operator.client.set_flow_run_state(run.id, Running(), force=True)
+    lost = await sweep.under_way("upload-worker", operator.client)
+    await sweep.end_lost(lost, operator.client, operator.log)
+    await operator.look()
