@@ -75,6 +75,9 @@ class StateStatus(BaseModel):
     silent_systems: list[SilentSystemRow] = Field(
         description="Systems that have been silent for more than three of their own intervals.", examples=[[]]
     )
+    unreached: dict[str, int] = Field(
+        description="How many timesteps wait of each imaging system that no upload-worker reaches.", examples=[{}]
+    )
     expiring: int = Field(
         description="Objects that are not on tape, and that the bucket's lifecycle rules delete within three days.",
         examples=[0],
@@ -168,6 +171,7 @@ def _read_state(services: Services, session: Session, status: Status) -> StateSt
         at_risk=_count(session, not_on_tape(now - timedelta(hours=DEFAULT_HOURS), Timestep.id)),
         oldest_not_on_tape_seconds=_age(oldest, now),
         silent_systems=[SilentSystemRow.of(one) for one in early.silent],
+        unreached=early.unreached,
         expiring=early.expiring,
         waiting_for_room=sorted(early.no_room),
         disks=[DiskRow.of(disk) for disk in early.disks],

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Self
 
@@ -15,6 +16,7 @@ from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRules
 from blocks.flight_outcome import FlightOutcome, Verdict
+from blocks.reach import Reach
 from blocks.system_seen import SystemSeen
 
 logger = logging.getLogger(__name__)
@@ -105,9 +107,19 @@ class Warnings:
     def read(self, session: Session, now: datetime) -> EarlyWarnings:
         """All of them; without those about disks and flight checks while Redis is away."""
         if self._known is None or time.monotonic() >= self._good_until:
-            self._known = EarlyWarnings.of(session, self._systems(), self._rules.read(), now, self._flight())
+            early = EarlyWarnings.of(
+                session, self._systems(), self._rules.read(), now, self._flight(), self._not_uploading
+            )
+            self._known = early
             self._good_until = time.monotonic() + REMEMBER_SECONDS
         return self._known
+
+    def _not_uploading(self, systems: Iterable[str]) -> set[str]:
+        try:
+            return Reach(self._log.redis, self._log.stream).not_uploading(systems)
+        except RedisError as error:
+            logger.warning("The stream can't be asked who uploads: %s", error)
+            return set()
 
     def names(self) -> dict[str, str]:
         """What people call each system; none while Redis is away."""

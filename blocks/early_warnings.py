@@ -4,7 +4,7 @@ Computed from the database, and from what others have seen. Only reads.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -17,7 +17,7 @@ from blocks.expiry import ExpiryRule
 from blocks.flight_outcome import FlightOutcome
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
-from blocks.tables import Timestep, TimestepTally
+from blocks.tables import Timestep, TimestepState, TimestepTally
 
 # A cadence is told from so many timesteps, and not from fewer than the second number.
 _TIMESTEPS = 50
@@ -26,6 +26,8 @@ _FEWEST = 6
 _INTERVALS = 3.0
 _SOONEST = timedelta(minutes=10)
 # So long before the bucket deletes an object, somebody has to be told; and so many are counted.
+# What waits for its upload for less than this may be about to begin.
+_WAITS = timedelta(minutes=2)
 _EXPIRES_WITHIN = timedelta(days=3)
 _COUNTED = 10_001
 
@@ -55,6 +57,8 @@ class EarlyWarnings:
     """How the last flight check ended."""
     no_room: dict[str, str]
     """Systems whose timesteps wait for room in staging, and why."""
+    unreached: dict[str, int]
+    """How many timesteps wait of each system that no upload-worker reaches."""
 
     @classmethod
     def of(
@@ -64,6 +68,7 @@ class EarlyWarnings:
         rules: Sequence[ExpiryRule],
         now: datetime,
         flight: FlightOutcome | None = None,
+        not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
     ) -> "EarlyWarnings":
         """What will go wrong, as far as it can be told now.
 
@@ -71,6 +76,7 @@ class EarlyWarnings:
             systems: what was seen of them.
             rules: by which the bucket deletes objects.
             flight: how the last flight check ended.
+            not_uploading: tells of systems which of them no upload-worker reaches.
         """
         return cls(
             silent=silent_systems(session, now),
@@ -79,6 +85,7 @@ class EarlyWarnings:
             names={seen.name: seen.display_name for seen in systems},
             flight=flight,
             no_room={seen.name: seen.waits_for_room for seen in systems if seen.waits_for_room},
+            unreached=unreached_systems(session, now, not_uploading),
         )
 
     @property
@@ -93,6 +100,11 @@ class EarlyWarnings:
             f"takes images every {one.cadence / timedelta(minutes=1):.0f} minutes"
             for one in self.silent
         ]
+        unreached = [
+            f"no upload-worker reaches {self.names.get(system, system)}, of which {waiting:,} timesteps wait: is its "
+            "host down, and which host names it in ARCHIVER_SYSTEMS?"
+            for system, waiting in self.unreached.items()
+        ]
         count = f"{self.expiring:,}" if self.expiring < _COUNTED else f"more than {_COUNTED - 1:,}"
         expiring = [f"objects not on tape that the bucket's lifecycle rules delete within 3 days: {count}"]
         flight = self.flight.warning() if self.flight else None
@@ -102,6 +114,7 @@ class EarlyWarnings:
         ]
         return [
             *([flight] if flight else []),
+            *unreached,
             *silent,
             *waiting,
             *(disk.sentence() for disk in self.filling),
@@ -126,6 +139,25 @@ def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
         if now - stamps[0] > max(_INTERVALS * cadence, _SOONEST):
             silent.append(SilentSystem(system, stamps[0], cadence))
     return silent
+
+
+def unreached_systems(
+    session: Session, now: datetime, not_uploading: Callable[[Iterable[str]], set[str]]
+) -> dict[str, int]:
+    """How many timesteps wait of each system that no upload-worker reaches, where they do so for a while."""
+    waiting = select(TimestepTally.system, func.sum(TimestepTally.timesteps)).where(
+        TimestepTally.state == TimestepState.INGESTED, TimestepTally.system != FLIGHT_CHECK
+    )
+    counts = {system: int(count) for system, count in session.exec(waiting.group_by(TimestepTally.system)) if count}
+    unreached = {}
+    for system in sorted(not_uploading(counts)) if counts else ():
+        oldest = select(func.min(Timestep.ingested_at)).where(
+            Timestep.system == system, Timestep.state == TimestepState.INGESTED
+        )
+        since = session.exec(oldest).one()
+        if since is not None and since < now - _WAITS:
+            unreached[system] = counts[system]
+    return unreached
 
 
 def expiring_objects(session: Session, rules: Sequence[ExpiryRule], now: datetime) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from blocks.errors import ArchiverError
 
@@ -35,6 +35,14 @@ def _is_address(value: SecretStr) -> SecretStr:
 SecretUrl = Annotated[SecretStr, AfterValidator(_is_address)]
 Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+def _names(value: object) -> object:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+# In the environment: with commas in between.
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 
 
 # Who talks to the object storage.
@@ -78,9 +86,16 @@ class Settings(BaseSettings):
         used_by="init, event-ingester, upload-worker, `purge`, `audit`, `mock-microscope`",
         without="embedded: `data` below the home",
     )
+    systems: Names = _setting(
+        (),
+        "the systems that [this host reaches](production.md#which-host-reaches-which-system), `prince,aretha`",
+        used_by="init (to check it), event-ingester, upload-worker, `purge`, `audit`",
+        without="all",
+    )
     staging_dir: AbsolutePath | None = _setting(
         None,
-        "holds copies of timesteps, for systems that [stage](#imaging-systems); all parts must see the same directory",
+        "holds copies of timesteps, for systems that [stage](#imaging-systems); all that reach such a system must see "
+        "the same directory",
         used_by="init, event-ingester, upload-worker, `purge`, `audit`",
         without="embedded: `staging` below the home",
     )
@@ -158,8 +173,9 @@ class Settings(BaseSettings):
     )
     consumer: str = _setting(
         socket.gethostname,
-        "name under which this process reads the stream; must be the same after a restart",
-        used_by="upload-worker, state-manager",
+        "name under which this process reads the stream, and by which Prefect knows its worker; must be the same after "
+        "a restart, and another one on each host",
+        used_by="event-ingester, upload-worker, state-manager",
         without="the host's name",
     )
     heartbeat_file: AbsolutePath | None = _setting(
@@ -210,6 +226,10 @@ class Settings(BaseSettings):
         # An address that means "all" is for binding only.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104
         return f"http://{f'[{host}]' if ':' in host else host}:{self.api_port}"
+
+    def reaches(self, system: str) -> bool:
+        """Whether the files of an imaging system are to be found below the data directory here."""
+        return not self.systems or system in self.systems
 
     def require(self, *names: str) -> None:
         """Say which of the named settings are not set.

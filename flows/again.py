@@ -13,6 +13,11 @@ LONGEST_PAUSE = 900.0
 TRIES = 60
 
 
+def elsewhere(system: str) -> str:
+    """Why a run can't be done on this host, for its operator."""
+    return f"this host does not reach {system}, by its ARCHIVER_SYSTEMS: left to another worker"
+
+
 def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE, forever: bool = False) -> State[None]:
     """The state of a run whose last try failed for something that may pass; to be returned by its flow.
 

@@ -22,6 +22,7 @@ from blocks.system_seen import SystemSeen
 from flows.audit_bucket import audit_bucket, audit_leftovers, audit_timesteps
 from flows.audit_disk import audit_disk
 from flows.audit_stream import audit_stream
+from flows.elsewhere import ask_elsewhere
 from flows.purge import configured_systems
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,18 @@ LEFT_OVER = timedelta(hours=24)
 
 
 def find(
-    systems: list[ImagingSystem], settings: Settings, grace: timedelta = GRACE, left_over: timedelta = LEFT_OVER
+    systems: list[ImagingSystem],
+    settings: Settings,
+    grace: timedelta = GRACE,
+    left_over: timedelta = LEFT_OVER,
+    *,
+    only_disks: bool = False,
 ) -> Iterator[Finding]:
     """Every difference between what is known and what is there.
+
+    Args:
+        systems: those whose disks are looked at.
+        only_disks: leave out what no disk is needed for.
 
     Raises:
         MissingSetting: without database, Redis or object storage.
@@ -51,10 +61,11 @@ def find(
                     yield from audit_disk(system, log, reader, grace.total_seconds())
                 except OSError as error:
                     yield Finding("disk that can't be read", f"{system.directory}: {error}", "mount it, or mend it")
-            yield from audit_timesteps(log, reader, grace)
-            yield from audit_stream(log, reader, grace)
-            yield from audit_bucket(store, log, reader, grace)
-            yield from audit_leftovers(store, log, left_over)
+            if not only_disks:
+                yield from audit_timesteps(log, reader, grace)
+                yield from audit_stream(log, reader, grace)
+                yield from audit_bucket(store, log, reader, grace)
+                yield from audit_leftovers(store, log, left_over)
             yield from audit_disks(systems, settings, reader)
     finally:
         engine.dispose()
@@ -92,16 +103,21 @@ def report(findings: Iterator[Finding], say: Callable[[str], object], *, fix: bo
 
 
 @flow(name="audit", flow_run_name="audit", persist_result=False)
-async def audit(*, fix: bool = False) -> State[None]:
+async def audit(*, fix: bool = False, system: str | None = None) -> State[None]:
     """List every difference between disk, stream, database and bucket.
 
     Args:
         fix: take the safe actions, which drive the normal path again.
+        system: only the disks of this one; otherwise all, those of other hosts by runs there.
     """
     settings = get_settings()
     log = get_run_logger()
-    systems = await configured_systems(settings)
+    systems = await configured_systems(settings, system)
+    if system is None:
+        with closing(EventLog.from_settings(settings)) as stream:
+            await ask_elsewhere(stream, {one.name for one in systems}, {"fix": fix})
+    findings = find(systems, settings, only_disks=system is not None)
     found, fixed = await asyncio.to_thread(
-        lambda: report(find(systems, settings), lambda sentence: log.warning("%s", sentence), fix=fix)
+        lambda: report(findings, lambda sentence: log.warning("%s", sentence), fix=fix)
     )
     return Completed(message=f"{found} differences, {fixed} fixed" if found else "no differences")

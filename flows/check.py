@@ -60,7 +60,9 @@ def _data(settings: Settings) -> str:
         raise Wrong(f"there is no directory {directory}: mount it, or set ARCHIVER_DATA_DIR")
     if not _may(directory, os.R_OK | os.X_OK):
         raise Wrong(f"{directory} can't be read by this user")
-    systems = [path for path in directory.iterdir() if path.is_dir()]
+    systems = [path for path in directory.iterdir() if path.is_dir() and settings.reaches(path.name)]
+    if unknown := set(settings.systems) - {FLIGHT_CHECK} - {path.name for path in systems}:
+        raise Wrong(f"ARCHIVER_SYSTEMS names {', '.join(sorted(unknown))}, which {directory} does not have: mount it")
     if closed := [path.name for path in systems if not _may(path, os.R_OK | os.X_OK)]:
         raise Wrong(f"this user can't read {', '.join(sorted(closed))} in {directory}")
     microscopes = [path for path in systems if path.name != FLIGHT_CHECK]

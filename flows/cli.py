@@ -77,11 +77,14 @@ def purge(
     do_it: Annotated[bool, typer.Option("--do-it", help="Delete; otherwise only tell what would go.")] = False,
 ) -> None:
     """Delete files of timesteps whose retention time is over, where it is proven that nobody needs them."""
+    from flows.elsewhere import say_elsewhere
     from flows.purge import configured_systems
     from flows.purge import purge as purge_systems
 
     settings = get_settings()
     systems = asyncio.run(configured_systems(settings, system))
+    if system is None:
+        say_elsewhere(settings, systems, typer.echo)
     typer.echo(purge_systems(settings, systems, lambda outcome: typer.echo(str(outcome)), do_it=do_it))
 
 
@@ -91,10 +94,12 @@ def audit(
 ) -> None:
     """Compare disk, stream, database and bucket; lists every difference, and exits with 1 if one is left."""
     from flows.audit import find, report
+    from flows.elsewhere import say_elsewhere
     from flows.purge import configured_systems
 
     settings = get_settings()
     systems = asyncio.run(configured_systems(settings))
+    say_elsewhere(settings, systems, typer.echo)
     found, fixed = report(find(systems, settings), typer.echo, fix=fix)
     typer.echo(f"{found} differences, {fixed} fixed")
     sys.exit(found > fixed)

@@ -1,6 +1,6 @@
 """What every entrypoint that is a worker has: its name, its work pool, its connections, and its life."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
@@ -40,14 +40,22 @@ class Entrypoint:
 
 
 @asynccontextmanager
-async def entrypoint(name: str, settings: Settings) -> AsyncIterator[Entrypoint]:
+async def entrypoint(name: str, settings: Settings, work_queues: Sequence[str] = ()) -> AsyncIterator[Entrypoint]:
     """What an entrypoint works with, for as long as it runs.
+
+    Args:
+        work_queues: those of its pool that it polls; all if none is named.
 
     Raises:
         MissingSetting: with what to set.
     """
     settings.require("prefect_api_url")
-    worker = InProcessWorker(work_pool_name=name, name=consumer_name(name), heartbeat_interval_seconds=10)
+    worker = InProcessWorker(
+        work_pool_name=name,
+        work_queues=list(work_queues),
+        name=consumer_name(name),
+        heartbeat_interval_seconds=10,
+    )
     with closing(EventLog.from_settings(settings)) as log:
         async with get_client() as client:
             yield Entrypoint(name, worker, client, log)

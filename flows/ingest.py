@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -25,7 +25,7 @@ from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from blocks.waits import Wait
-from flows.again import try_again
+from flows.again import elsewhere, try_again
 from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -143,6 +143,8 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     check_place(system, event_file)
     settings = get_settings()
     settings.require("data_dir")
+    if not settings.reaches(system):
+        return try_again(elsewhere(system), current_run.run_count, longest=LONGEST_PAUSE, forever=True)
     source = await ImagingSystem.configured(system, cast(Path, settings.data_dir), _systems.load)
     began = _began()
     in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 
 from blocks.database import migrate
@@ -93,13 +93,12 @@ async def _prepare_prefect(store: ObjectStore) -> None:
 
 
 async def _ensure_pool(client: PrefectClient, name: str, pool: dict[str, Any]) -> None:
+    # Its limit may have been changed since: it is for all hosts together, so it depends on how many there are.
     try:
         await client.read_work_pool(name)
     except ObjectNotFound:
         template = InProcessWorker.get_default_base_job_template()
         await client.create_work_pool(WorkPoolCreate(name=name, base_job_template=template, **pool))
-    else:
-        await client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=pool["concurrency_limit"]))
 
 
 def deploy() -> None:

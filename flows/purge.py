@@ -36,6 +36,7 @@ from blocks.settings import Settings, get_settings
 from blocks.staging import Staging
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep
+from flows.elsewhere import ask_elsewhere
 from flows.purge_pass import STAGE, PurgePass
 from flows.purge_staging import StagingPurge
 from flows.upload import lease_name
@@ -188,24 +189,28 @@ def purge(
 
 
 async def configured_systems(settings: Settings, only: str | None = None) -> list[ImagingSystem]:
-    """The microscopes that are there, each as its block says, or only the one of this name."""
+    """The microscopes that are there and reached, each as its block says, or only the one of this name."""
     settings.require("data_dir", "database_url", "prefect_api_url")
     root = cast(Path, settings.data_dir)
     found = await asyncio.to_thread(discover_systems, root)
-    names = [name for name in found if name != FLIGHT_CHECK and only in (None, name)]
+    names = [name for name in found if name != FLIGHT_CHECK and only in (None, name) and settings.reaches(name)]
     return [await ImagingSystem.configured(name, root) for name in names]
 
 
 @flow(name="purge-timesteps", flow_run_name="purge timesteps", persist_result=False)
-async def purge_timesteps(*, do_it: bool = True) -> State[None]:
+async def purge_timesteps(*, do_it: bool = True, system: str | None = None) -> State[None]:
     """Delete the files of timesteps whose time has come, where it is proven that nobody needs them.
 
     Args:
         do_it: whether to delete; otherwise it is only told what would be deleted.
+        system: only this one; otherwise all, those of other hosts by runs there.
     """
     log = get_run_logger()
     settings = get_settings()
-    systems = await configured_systems(settings)
+    systems = await configured_systems(settings, system)
+    if system is None:
+        with closing(EventLog.from_settings(settings)) as stream:
+            await ask_elsewhere(stream, {one.name for one in systems}, {"do_it": do_it})
     run_id = UUID(current_run.id)
     told = await asyncio.to_thread(
         purge, settings, systems, lambda outcome: log.info("%s", outcome), do_it=do_it, run_id=run_id

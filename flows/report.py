@@ -1,7 +1,7 @@
 """Tells people once a day what became of the timesteps."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +15,7 @@ from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.flight_outcome import FlightOutcome
 from blocks.object_store import ObjectStore
+from blocks.reach import Reach
 from blocks.settings import get_settings
 from blocks.system_seen import SystemSeen
 from blocks.tables import RejectedEventFile, Timestep, TimestepState, of_microscopes
@@ -41,12 +42,12 @@ async def daily_report() -> str:
 
 def _report(now: datetime) -> str:
     settings = get_settings()
-    with closing(EventLog.from_settings(settings)) as log:
-        systems, flight = log.systems.all(), log.flights.last()
     rules = ExpiryRules(ObjectStore.from_settings(settings)).read()
     engine = create_engine(settings)
     try:
-        return report(engine, now, systems, rules, flight)
+        with closing(EventLog.from_settings(settings)) as log:
+            reach = Reach(log.redis, log.stream)
+            return report(engine, now, log.systems.all(), rules, log.flights.last(), reach.not_uploading)
     finally:
         engine.dispose()
 
@@ -57,6 +58,7 @@ def report(
     systems: Sequence[SystemSeen] = (),
     rules: Sequence[ExpiryRule] = (),
     flight: FlightOutcome | None = None,
+    not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
 ) -> str:
     """What happened in the day before `now`, and what somebody should look after, as lines of text.
 
@@ -64,9 +66,10 @@ def report(
         systems: what was seen of them last.
         rules: by which the bucket deletes objects.
         flight: how the last flight check ended.
+        not_uploading: tells of systems which of them no upload-worker reaches.
     """
     with Session(engine) as session:
-        return "\n".join(_lines(session, now, EarlyWarnings.of(session, systems, rules, now, flight)))
+        return "\n".join(_lines(session, now, EarlyWarnings.of(session, systems, rules, now, flight, not_uploading)))
 
 
 def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[str]:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType, WorkQueue
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.states import Pending, Scheduled
@@ -39,8 +39,21 @@ class _Deployment:
 
     id: UUID
     flow: Flow[..., Any]
-    must_queue: bool
+    is_limited: bool
+    pool: str
+    queue: str
+    queues: dict[str, WorkQueue]
     at: float
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a run shall be like."""
+
+    name: str
+    parameters: dict[str, Any]
+    tags: list[str]
+    queue: str | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,8 @@ class Runs:
     """Creates the flow runs of one deployment, at most one live run per piece of work.
 
     With a worker of the deployment's pool, a run is executed there at once where a place is free. Then it
-    is created as Pending, so that no other worker can take it. All others are Scheduled, for any worker.
+    is created as Pending, so that no other worker can take it. All others are Scheduled, for any worker of
+    their queue.
     """
 
     def __init__(
@@ -69,6 +83,18 @@ class Runs:
         self._worker = worker
         self._known: _Deployment | None = None
 
+    async def has_to_queue(self, queue: str | None = None) -> bool:
+        """Whether the runs of a queue, or of the deployment's own, can't be begun where they are created.
+
+        What limits more than the pool does, or is paused, is heeded by the Prefect server when it hands out a queued
+        run. And a deployment may have been put into another pool, whose workers execute it as they do.
+        """
+        deployment = await self._deployment()
+        if self._worker is not None and deployment.pool != self._worker.pool:
+            return True
+        found = deployment.queues.get(queue or deployment.queue)
+        return deployment.is_limited or (found is not None and (found.is_paused or found.concurrency_limit is not None))
+
     async def drive(
         self,
         work: str,
@@ -77,6 +103,8 @@ class Runs:
         tags: list[str],
         is_done: Callable[[], bool],
         *,
+        queue: str | None = None,
+        may_begin: bool = True,
         may_queue: bool = True,
         on_end: Callable[[], None] = lambda: None,
     ) -> Driven | None:
@@ -90,6 +118,8 @@ class Runs:
             work: identifies the work, for ever. Begins with the timestep's id and a colon, where it is about one.
             is_done: asked only after a run has ended, so that one which ends right now is not taken
                 for one that left its work undone.
+            queue: the work queue that it belongs to; the deployment's own if none is given.
+            may_begin: without it, it is left to another worker.
             may_queue: without it, no run is created while there is no place for it here.
             on_end: called when a run ends that is executed here.
 
@@ -97,7 +127,8 @@ class Runs:
             How the run of the newest attempt is doing; None if there is no place.
         """
         attempt = await asyncio.to_thread(self._log.flow_runs.attempt, work)
-        run = await self._start(name, parameters, tags, f"{work}:{attempt}", may_queue, on_end)
+        wanted = _Wanted(name, parameters, tags, queue)
+        run = await self._start(wanted, f"{work}:{attempt}", on_end, may_begin=may_begin, may_queue=may_queue)
         if run is None or run.state is None or not run.state.is_final() or run.state.type == StateType.CANCELLED:
             return _driven(run, LOOK_AGAIN_SECONDS) if run else None
         pause = min(FIRST_PAUSE * 2.0 ** min(attempt - 1, 30), LONGEST_PAUSE)
@@ -107,13 +138,13 @@ class Runs:
         about = {"timestep_id": str(timestep_of(work) or "")}
         logger.info("Attempt %d of %s, after its run ended as %s", attempt + 1, name, run.state.name, extra=about)
         await asyncio.to_thread(self._log.flow_runs.begin_attempt, work, attempt + 1)
-        again = await self._start(name, parameters, tags, f"{work}:{attempt + 1}", True, on_end)
+        again = await self._start(wanted, f"{work}:{attempt + 1}", on_end, may_begin=may_begin)
         return _driven(again, LOOK_AGAIN_SECONDS) if again else None
 
     async def run_once(self, name: str, parameters: dict[str, Any], patience: float = 120.0) -> State[Any] | None:
         """Have a run of its own do something now; returns its state at the end, or when patience ends."""
         ended = asyncio.Event()
-        run = await self._start(name, parameters, [], str(uuid4()), True, ended.set)
+        run = await self._start(_Wanted(name, parameters, [], None), str(uuid4()), ended.set)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with suppress(TimeoutError):
@@ -125,25 +156,18 @@ class Runs:
         return run.state if run else None
 
     async def _start(
-        self,
-        name: str,
-        parameters: dict[str, Any],
-        tags: list[str],
-        key: str,
-        may_queue: bool,
-        on_end: Callable[[], None],
+        self, wanted: _Wanted, key: str, on_end: Callable[[], None], *, may_begin: bool = True, may_queue: bool = True
     ) -> FlowRun | None:
         """The run with this key. If it is new, it is executed here if there is a place."""
         deployment = await self._deployment()
-        claim = None if self._worker is None or deployment.must_queue else await self._worker.claim()
+        may_begin = may_begin and self._worker is not None and not await self.has_to_queue(wanted.queue)
+        claim = await self._worker.claim() if self._worker is not None and may_begin else None
         if self._worker is None or claim is None:
-            if not may_queue:
-                return None
-            return await self._create(deployment, name, parameters, tags, key, Scheduled())
+            return await self._create(deployment, wanted, key, Scheduled()) if may_queue else None
         try:
             details = StateDetails(transition_id=claim)
             state: State[Any] = Pending(message=f"{self._worker.name} has a place for it", state_details=details)
-            run = await self._create(deployment, name, parameters, tags, key, state)
+            run = await self._create(deployment, wanted, key, state)
         except BaseException:
             await self._worker.give_back(claim)
             raise
@@ -154,17 +178,15 @@ class Runs:
             await self._worker.give_back(claim)
         return run
 
-    async def _create(
-        self,
-        deployment: _Deployment,
-        name: str,
-        parameters: dict[str, Any],
-        tags: list[str],
-        key: str,
-        state: State[Any],
-    ) -> FlowRun:
+    async def _create(self, deployment: _Deployment, wanted: _Wanted, key: str, state: State[Any]) -> FlowRun:
         return await self._client.create_flow_run_from_deployment(
-            deployment.id, parameters=parameters, state=state, name=name, tags=tags, idempotency_key=key
+            deployment.id,
+            parameters=wanted.parameters,
+            state=state,
+            name=wanted.name,
+            tags=wanted.tags,
+            idempotency_key=key,
+            work_queue_name=wanted.queue,
         )
 
     async def keep_known(self) -> None:
@@ -183,15 +205,16 @@ class Runs:
     async def _ask(self) -> _Deployment:
         asked = time.monotonic()
         found = await self._client.read_deployment_by_name(self._name)
-        queue = await self._client.read_work_queue_by_name(
-            cast(str, found.work_queue_name), work_pool_name=found.work_pool_name
+        queues = await self._client.read_work_queues(work_pool_name=found.work_pool_name)
+        return _Deployment(
+            id=found.id,
+            flow=await load(cast(str, found.entrypoint)),
+            is_limited=found.global_concurrency_limit is not None,
+            pool=cast(str, found.work_pool_name),
+            queue=cast(str, found.work_queue_name),
+            queues={queue.name: queue for queue in queues},
+            at=asked,
         )
-        # What limits more than the pool does is counted by the Prefect server, when a queued run is taken.
-        must_queue = (
-            queue.is_paused or queue.concurrency_limit is not None or found.global_concurrency_limit is not None
-        )
-        flow = await load(cast(str, found.entrypoint))
-        return _Deployment(found.id, flow, must_queue, asked)
 
 
 def _driven(run: FlowRun, look_in: float) -> Driven:

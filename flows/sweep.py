@@ -21,8 +21,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     WorkPoolFilter,
     WorkPoolFilterName,
+    WorkQueueFilter,
+    WorkQueueFilterId,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkQueue, WorkQueueStatus
 from prefect.states import Cancelled, Crashed
 from redis.exceptions import RedisError
 
@@ -56,6 +58,7 @@ async def keep_swept(
             await asyncio.to_thread(heartbeat.touch)
         await asyncio.sleep(BEAT_SECONDS)
         try:
+            await worker.ensure_queues()
             worker.overdue = await count_overdue(work_pool, client)
             # A beat that fails is missed by everybody: is Redis there?
             await asyncio.to_thread(log.redis.ping)
@@ -79,9 +82,25 @@ async def under_way(work_pool: str, client: PrefectClient) -> list[FlowRun]:
 
 
 async def count_overdue(work_pool: str, client: PrefectClient) -> int:
-    """How many of the pool's runs wait to be taken from its queue, longer than they should."""
+    """How many of the pool's runs wait to be taken from their queue, longer than they should.
+
+    Those in a queue that is paused, or polled by nobody, need no place, and of a limited one only so many do.
+    """
     waiting = _waiting(OVERDUE_SECONDS)
-    return len(await client.read_flow_runs(flow_run_filter=waiting, work_pool_filter=_only(work_pool), limit=10))
+
+    async def count(queues: list[WorkQueue], limit: int) -> int:
+        if not queues or limit <= 0:
+            return 0
+        among = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue.id for queue in queues]))
+        return len(await client.read_flow_runs(flow_run_filter=waiting, work_queue_filter=among, limit=limit))
+
+    queues = await client.read_work_queues(work_pool_name=work_pool)
+    served = [queue for queue in queues if queue.status == WorkQueueStatus.READY]
+    overdue = await count([queue for queue in served if queue.concurrency_limit is None], 10)
+    for queue in served:
+        if queue.concurrency_limit is not None:
+            overdue += await count([queue], queue.concurrency_limit - (queue.active_slots or 0))
+    return overdue
 
 
 async def end_lost(runs: list[FlowRun], client: PrefectClient, log: EventLog) -> None:

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
+from blocks.reach import queue_of
 from blocks.settings import get_settings
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
@@ -196,6 +197,7 @@ class SystemWatch:
             parameters={"system": self._name, "event_file": event_file},
             tags=[self._name, *([event.experiment_id] if event else [])],
             is_done=is_done,
+            queue=queue_of(self._name),
         )
         if driven and driven.state_type == StateType.CANCELLED and not await asyncio.to_thread(is_done):
             reason = "its flow run was cancelled in Prefect; press Retry on that run, or touch the file"

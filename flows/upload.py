@@ -33,7 +33,7 @@ from blocks.staging import Copy, Staging
 from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
 from blocks.waits import Wait
-from flows.again import TRIES, try_again
+from flows.again import TRIES, elsewhere, try_again
 from flows.upload_artifact import publish
 
 STAGE = "upload-worker"
@@ -148,6 +148,9 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     settings.require("data_dir")
     log_about(timestep.timestep_id)
     tries = current_run.run_count
+    if not settings.reaches(timestep.system):
+        # Normally its queue keeps it from such a host; but a run that was asked for by hand may be in another.
+        return try_again(elsewhere(timestep.system), tries, longest=SERVICE_PAUSE, forever=True)
     with closing(EventLog.from_settings(settings)) as log:
 
         async def later(error: Exception, **how: Any) -> State[None]:

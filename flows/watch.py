@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +12,7 @@ from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
 from flows import system_watch
 from flows.entrypoint import entrypoint
+from flows.queues import polled_queues
 from flows.runs import Runs
 from flows.system_watch import Configured, SystemWatch
 
@@ -18,12 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Watches every system below a root, also one that comes later."""
+    """Watches every system below a root that this host reaches, also one that comes later."""
 
     def __init__(
-        self, root: Path, log: EventLog, runs: Runs, configured: Configured = ImagingSystem.configured
+        self,
+        root: Path,
+        log: EventLog,
+        runs: Runs,
+        configured: Configured = ImagingSystem.configured,
+        reaches: Callable[[str], bool] = lambda _system: True,
     ) -> None:
         self._root = root
+        self._reaches = reaches
         self._log = log
         self._runs = runs
         self._configured = configured
@@ -39,7 +47,7 @@ class Watcher:
                     logger.warning("No system is looked for: %s can't be read: %s", self._root, error)
                     found = []
                 for name in found:
-                    if name not in watched:
+                    if name not in watched and self._reaches(name):
                         watched.add(name)
                         watch = SystemWatch(name, self._root, self._log, self._runs, self._configured)
                         group.create_task(watch.run())
@@ -49,6 +57,7 @@ class Watcher:
 async def event_ingester(settings: Settings) -> None:
     """The entrypoint: watch event files, and execute the runs they get, until a signal."""
     settings.require("data_dir")
-    async with entrypoint("event-ingester", settings) as this:
+    async with entrypoint("event-ingester", settings, polled_queues(settings)) as this:
         runs = this.runs("ingest-timestep/event-ingester")
-        await this.serve(Watcher(cast(Path, settings.data_dir), this.log, runs).run, runs.keep_known)
+        watcher = Watcher(cast(Path, settings.data_dir), this.log, runs, reaches=settings.reaches)
+        await this.serve(watcher.run, runs.keep_known)

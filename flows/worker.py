@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -19,6 +20,7 @@ import anyio.abc
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import Flow
 from prefect.logging.loggers import PrefectLogAdapter
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
@@ -27,8 +29,9 @@ from redis.exceptions import RedisError
 from blocks.event_log import EventLog
 from blocks.logs import log_about
 from blocks.places import Places
+from blocks.reach import Reach
 from blocks.settings import get_settings
-from flows.executions import Executions
+from flows.executions import BEAT_SECONDS, Executions
 from flows.loading import load
 from flows.subject import timestep_of
 
@@ -63,6 +66,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         super().__init__(*args, **kwargs)
         self._log = EventLog.from_settings(get_settings())
         self._executions = Executions(self._log.flow_runs, Places(self._log.redis, self._work_pool_name))
+        self._reach = Reach(self._log.redis, self._log.stream)
         self._begun: set[asyncio.Task[None]] = set()
         self._companions: list[asyncio.Task[None]] = []
         self._context = contextvars.copy_context()
@@ -79,7 +83,13 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         await self._exit_stack.enter_async_context(AsyncClientContext())
         self._exit_stack.enter_context(SyncClientContext())
         self._context = contextvars.copy_context()
-        for companion in (self._executions.keep_telling(), self._executions.keep_cancelling(self.client)):
+        await self.ensure_queues()
+        executions = self._executions
+        for companion in (
+            executions.keep_telling(),
+            executions.keep_cancelling(self.client),
+            self._keep_telling_reach(),
+        ):
             self._companions.append(asyncio.create_task(companion))
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -98,6 +108,26 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             await asyncio.wait(self._companions)
         await super().teardown(*exc_info)
         self._log.close()
+
+    async def ensure_queues(self) -> None:
+        """Have the queues that this worker polls: while one is missing, the server hands out the runs of none."""
+        known = {queue.name for queue in await self.client.read_work_queues(work_pool_name=self._work_pool_name)}
+        for name in self._work_queues - known:
+            with suppress(ObjectAlreadyExists):  # another worker was faster
+                await self.client.create_work_queue(name, work_pool_name=self._work_pool_name)
+
+    async def _keep_telling_reach(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._reach.tell, self._work_pool_name, self.name, self._work_queues)
+            except RedisError as error:
+                logger.warning("Nobody can be told which queues are polled: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    @property
+    def pool(self) -> str:
+        """The name of its work pool."""
+        return self._work_pool_name
 
     # --- runs that are begun where they are created
 

@@ -28,6 +28,8 @@ keep prefect_auth printf 'archiver:%s\n' "$(random)"
 
 keep redis_conf printf 'requirepass %s\n' "$(random)"
 keep archiver_redis_url printf 'redis://:%s@redis:6379/0\n' "$(cut -d' ' -f2 secrets/redis_conf)"
+# Only for several Prefect servers, in a database of its own.
+keep prefect_redis_url printf 'redis://:%s@redis:6379/1\n' "$(cut -d' ' -f2 secrets/redis_conf)"
 
 keep rabbitmq_conf printf 'default_user = archiver\ndefault_pass = %s\n' "$(random)"
 # Empty: nothing is read from RabbitMQ. docs/production.md says what to write here.

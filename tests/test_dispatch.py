@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Literal, cast
-from uuid import UUID, uuid4
+from typing import Any, cast
+from uuid import UUID
 
 import httpx
 import pytest
@@ -21,11 +21,10 @@ from flows import dispatch, runs, sweep
 from flows.again import try_again
 from flows.dispatch import UploadDispatcher
 from flows.runs import Driven, Runs
+from tests.dispatching import GROUP, StandIn, append, held, step
 from tests.events import announced, ingested, said, uploaded
 
 pytest_plugins = ["tests.prefect_server"]
-
-GROUP: Literal["upload-worker"] = "upload-worker"
 
 
 def not_done() -> bool:
@@ -185,19 +184,6 @@ def test_a_run_whose_work_queue_was_deleted_makes_room_for_another(
 # --- from the stream to runs
 
 
-def append(log: EventLog, *events: LogEvent) -> list[str]:
-    return [log.append(event) for event in events]
-
-
-def held(log: EventLog, dispatcher: UploadDispatcher) -> list[str]:
-    return [entry.id for entry in log.held(GROUP, dispatcher._consumer, count=100)]
-
-
-async def step(dispatcher: UploadDispatcher) -> None:
-    await dispatcher.read(wait_seconds=0.01)
-    await dispatcher.start()
-
-
 def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(
     prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,29 +236,6 @@ def test_a_cancelled_upload_is_given_up_until_somebody_asks_for_it_again(
     assert event_log.backlog(GROUP).in_progress == 0
 
 
-class StandIn:
-    """In place of Runs: with so many places, to fail on purpose, and without the cost of a run."""
-
-    def __init__(self, places: int = 1000) -> None:
-        self.places = places
-        self.driven: list[str] = []
-        self.queued: list[str] = []
-        self.failures: list[Exception] = []
-
-    async def drive(self, work: str, parameters: dict[str, Any], may_queue: bool, **_rest: object) -> Driven | None:
-        if self.failures:
-            raise self.failures.pop(0)
-        if self.places:
-            self.places -= 1
-        elif may_queue:
-            self.queued.append(parameters["entry_id"])
-            return Driven(uuid4(), StateType.SCHEDULED, False, 1000.0)
-        else:
-            return None
-        self.driven.append(parameters["entry_id"])
-        return Driven(uuid4(), StateType.PENDING, False, 1000.0)
-
-
 def test_of_a_backlog_the_oldest_and_the_newest_are_taken_in_turn_as_places_get_free(event_log: EventLog) -> None:
     wanted = append(event_log, *(said(ingested(announced())) for _ in range(7)))
 
@@ -310,7 +273,7 @@ def test_what_finds_no_place_for_long_is_left_to_other_workers_a_few_at_a_time(
         # What another worker has done makes room for more.
         event_log.acknowledge(GROUP, *stand_in.queued)
         for id in stand_in.queued:
-            dispatcher._looks[id] = 0.0
+            dispatcher._in_flight.look_at_once(id)
         await step(dispatcher)
         assert len(stand_in.queued) == 2 * dispatch.AHEAD
         assert set(stand_in.driven) | set(stand_in.queued) < set(wanted)
@@ -331,17 +294,19 @@ def test_a_backlog_of_thousands_has_a_few_runs_at_a_time_and_progresses_at_both_
         for _ in range(25):
             stand_in.places = 4
             await dispatcher.start()
-            assert len(dispatcher._looks) <= 4
-            event_log.acknowledge(GROUP, *dispatcher._looks)
-            done += dispatcher._looks
-            dispatcher._looks = dict.fromkeys(dispatcher._looks, 0.0)
+            begun = [*dispatcher._in_flight]
+            assert len(begun) <= 4
+            event_log.acknowledge(GROUP, *begun)
+            done += begun
+            for id in begun:
+                dispatcher._in_flight.look_at_once(id)
         assert sorted(done) == wanted[:50] + wanted[-50:]
         # A new one does not wait for them.
         (new,) = append(event_log, said(ingested(announced())))
         await dispatcher.read(wait_seconds=0.01)
         stand_in.places = 2
         await dispatcher.start()
-        assert new in dispatcher._looks
+        assert new in [*dispatcher._in_flight]
 
     asyncio.run(test())
 

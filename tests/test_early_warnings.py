@@ -17,6 +17,7 @@ from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRule
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import LogEvent, SourcePurged, StagingPurged
+from blocks.reach import UPLOAD_POOL, Reach
 from blocks.settings import Settings
 from blocks.system_seen import Disk, SystemSeen
 from flows.apply import apply_events
@@ -143,6 +144,31 @@ def test_objects_that_expire_without_a_tape_copy_are_counted(engine: Engine) -> 
         assert expiring_objects(session, [], NOON + 1000 * HOUR) == 0
         early = EarlyWarnings.of(session, [seen(source=disk(1))], rules, NOON - HOUR)
     assert early.sentences()[-1].endswith("lifecycle rules delete within 3 days: 1")
+
+
+def test_systems_that_no_upload_worker_reaches_are_told_once_something_waits_for_long(
+    engine: Engine, event_log: EventLog
+) -> None:
+    done = announced()
+    apply(engine, said(ingested(done, "miles")), said(uploaded(done, "miles")))
+    imaged(engine, "prince", [1])
+    imaged(engine, "aretha", [1, 2])
+    reach = Reach(event_log.redis, event_log.stream)
+
+    def unreached(minutes: float) -> dict[str, int]:
+        with Session(engine) as session:
+            early = EarlyWarnings.of(
+                session, [], [], NOON + timedelta(minutes=minutes), not_uploading=reach.not_uploading
+            )
+        assert len([line for line in early.sentences() if "no upload-worker" in line]) == len(early.unreached)
+        return early.unreached
+
+    assert unreached(1) == {}
+    assert unreached(3) == {"aretha": 2, "prince": 1}
+    reach.tell(UPLOAD_POOL, "host a", ["default", "prince"])
+    assert unreached(3) == {"aretha": 2}
+    reach.tell(UPLOAD_POOL, "host b", [])
+    assert unreached(3) == {}
 
 
 def test_what_is_seen_of_a_system_is_told_through_redis(event_log: EventLog, tmp_path: Path) -> None:

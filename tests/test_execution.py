@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -38,6 +37,7 @@ from tests.working import (
     said,
     start_worker,
     until,
+    when,
     working,
 )
 
@@ -56,15 +56,6 @@ def slow_uploads(run_settings: Settings, object_store: ObjectStore) -> None:
 
 async def fast_again(store: ObjectStore) -> None:
     await store.without_keys().asave(OBJECT_STORE, overwrite=True)
-
-
-async def when(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Wait until something is true of the Prefect server."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            if await condition():
-                return
-            await asyncio.sleep(0.2)
 
 
 async def the_run(*names: str) -> FlowRun | None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -97,6 +97,15 @@ async def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE} s"
         await asyncio.sleep(0.1)
+
+
+async def when(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Wait until something is true of the Prefect server."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.2)
 
 
 async def flow_runs() -> list[FlowRun]:

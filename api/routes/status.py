@@ -94,6 +94,11 @@ def _of_state(state: StateStatus) -> Iterator[Metric]:
         sum(disk.is_filling for disk in state.disks),
     )
     yield GaugeMetricFamily(
+        "archiver_unreached_timesteps",
+        "Timesteps that wait and whose system no upload-worker reaches.",
+        sum(state.unreached.values()),
+    )
+    yield GaugeMetricFamily(
         "archiver_expiring_objects", "Objects not on tape that the bucket deletes within three days.", state.expiring
     )
     yield from _of_flight_check(state.flight_check)

@@ -22,7 +22,8 @@ def shell_environment(settings: Settings) -> dict[str, str]:
     for name in Settings.model_fields:
         value = getattr(settings, name)
         if value is not None:
-            env[Settings.variable(name)] = str(value.get_secret_value() if isinstance(value, SecretStr) else value)
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            env[Settings.variable(name)] = ",".join(plain) if isinstance(plain, tuple) else str(plain)
     no_proxy = [part for part in os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")).split(",") if part]
     loopback = ",".join([*no_proxy, *({"127.0.0.1", "localhost"} - set(no_proxy))])
     return env | {
