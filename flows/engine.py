@@ -10,6 +10,8 @@ from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
 from prefect.states import AwaitingRetry
 
+HANDED_BACK = "handed back, because its worker was stopped"
+
 
 class InProcessEngine(AsyncFlowRunEngine[..., Any]):
     """Executes one run of an asynchronous flow.
@@ -53,7 +55,6 @@ class InProcessEngine(AsyncFlowRunEngine[..., Any]):
             await self.handle_cancellation(exc)
         elif isinstance(exc, anyio.get_cancelled_exc_class()):
             with anyio.CancelScope(shield=True):
-                message = "handed back, because its worker was stopped"
-                await self.set_state(AwaitingRetry(message=message), force=True)
+                await self.set_state(AwaitingRetry(message=HANDED_BACK), force=True)
         else:
             await super().handle_crash(exc)

@@ -10,8 +10,8 @@ import contextvars
 import logging
 import math
 import os
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -23,6 +23,7 @@ from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import Flow
 from prefect.logging.loggers import PrefectLogAdapter
+from prefect.states import AwaitingRetry
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from redis.exceptions import RedisError
 
@@ -31,6 +32,7 @@ from blocks.logs import log_about
 from blocks.places import Places
 from blocks.reach import Reach
 from blocks.settings import get_settings
+from flows.engine import HANDED_BACK
 from flows.executions import BEAT_SECONDS, Executions
 from flows.loading import load
 from flows.subject import timestep_of
@@ -155,13 +157,24 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
     async def _execute_claimed(self, flow_run: FlowRun, flow: Flow[..., Any], claim: UUID) -> None:
         _log_about(flow_run)
         try:
-            await self._executions.tell([flow_run.id])
+            async with self._handed_back_when_stopped(flow_run):
+                await self._executions.tell([flow_run.id])
             await self._executions.execute(flow_run, flow, is_named=True)
         except Exception:
             # Its state is unknown now. If it is still Running, the sweep will find that nobody executes it.
             logger.exception("Flow run %s (%s) was lost", flow_run.name, flow_run.id)
         finally:
             await self._executions.remove(flow_run.id, claim)
+
+    @asynccontextmanager
+    async def _handed_back_when_stopped(self, flow_run: FlowRun) -> AsyncIterator[None]:
+        """What happens before the flow engine has the run, and says by itself what becomes of it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await self.client.set_flow_run_state(flow_run.id, AwaitingRetry(message=HANDED_BACK), force=True)
+            raise
 
     # --- runs from the pool's queue
 
@@ -174,11 +187,14 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         """Execute a flow run to its end; its state is reported by the flow engine."""
         self._executions.add(flow_run.id)
         try:
-            flow = await self._load(flow_run)
-            if task_status is not None:
-                task_status.started(os.getpid())
-            # The server hands out runs before it counts them, so now and then more than the pool's limit.
-            await self._wait_for_place(flow_run.id)
+            async with self._handed_back_when_stopped(flow_run):
+                flow = await self._load(flow_run)
+                if task_status is not None:
+                    task_status.started(os.getpid())
+                # The server hands out runs before it counts them, so now and then more than the pool's limit.
+                await self._wait_for_place(flow_run.id)
+                # A queue gives out runs without their states, which the flow engine has to know at their end.
+                flow_run = await self.client.read_flow_run(flow_run.id)
             await self._executions.execute(flow_run, flow, is_named=False)
         finally:
             await self._executions.remove(flow_run.id, flow_run.id)
