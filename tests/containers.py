@@ -108,7 +108,7 @@ class Containers:
             path = self.directory / "volumes" / source if named else ROOT / source
             if named:
                 path.mkdir(parents=True)
-            mounts.append((path, Path(target), mode != ["ro"]))
+            mounts.append((path, Path(target), "ro" not in ",".join(mode).split(",")))
         return mounts
 
 

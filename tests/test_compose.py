@@ -88,6 +88,7 @@ def test_every_service_has_limits_and_a_policy(compose: Compose) -> None:
         assert service["mem_limit"], name
         if name in ONE_SHOT:
             assert service["restart"] in ("no", "on-failure:5"), name
+            assert service["healthcheck"] == {"disable": True}, name
         else:
             assert service["restart"] == "unless-stopped", name
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
@@ -105,12 +106,28 @@ def test_the_entrypoints_wait_for_init(compose: Compose) -> None:
 def test_only_the_event_ingester_may_write_to_the_source(compose: Compose) -> None:
     def writers(target: str) -> set[str]:
         """Who has this host directory mounted to write to; a named volume is the service's own."""
-        volumes = {name: service.get("volumes", []) for name, service in compose.services.items()}
-        return {name for name, mounted in volumes.items() if any(one.endswith(f":{target}") for one in mounted)}
+        return {name for name, modes in _modes(compose, target).items() if "ro" not in modes}
 
     # The mock plays the microscope; its /data is what the others see as the source. Redis' is its own.
     assert writers("/data") - {"mock-microscope", "redis"} == {"event-ingester"}
     assert writers("/staging") == {"event-ingester", "init"}
+
+
+def _modes(compose: Compose, target: str) -> dict[str, list[str]]:
+    """The services that have something mounted there, and how."""
+    volumes = {name: service.get("volumes", []) for name, service in compose.services.items()}
+    return {
+        name: mode.split(",")
+        for name, mounted in volumes.items()
+        for _, at, mode in (f"{one}:".split(":")[:3] for one in mounted)
+        if at == target
+    }
+
+
+def test_a_share_that_is_mounted_later_reaches_the_containers(compose: Compose) -> None:
+    modes = _modes(compose, "/data")
+    for name in ("init", "event-ingester", "upload-worker"):
+        assert "rslave" in modes[name], name
 
 
 def test_secrets_are_files(compose: Compose, tmp_path: Path) -> None:
@@ -140,6 +157,31 @@ def _made_secrets(directory: Path) -> set[str]:
     assert (directory / "secrets").stat().st_mode & 0o777 == 0o700
     assert before["pgpassword"] != before["archiver_api_token"]
     return set(before)
+
+
+def test_the_development_script_makes_what_compose_asks_for(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for script in ("init-dev.sh", "make-secrets.sh"):
+        shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    shutil.copy(ROOT / ".env.example", tmp_path)
+    calls = tmp_path / "calls"
+    for program, does in (("scripts/setup.sh", ""), ("docker", f'echo "$@" >>{calls}')):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / program).chmod(0o755)
+    for _ in range(2):
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        subprocess.run([tmp_path / "scripts" / "init-dev.sh"], env=env, check=True, capture_output=True, timeout=60)
+    both = "compose -f compose.yml -f compose.dev.yml"
+    assert calls.read_text().splitlines() == [f"{both} build", f"{both} run --rm init"] * 2
+
+    env = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if re.match(r"\w+=", line))
+    user, group = map(int, env["ARCHIVER_USER"].split(":"))
+    assert user > 0
+    for directory in ("ARCHIVER_DATA_DIR", "ARCHIVER_STAGING_DIR"):
+        made = (tmp_path / env[directory]).stat()
+        assert (made.st_uid, made.st_gid) == (user, group)
+    secrets = yaml.safe_load((ROOT / "compose.yml").read_text())["secrets"]
+    assert all((tmp_path / secret["file"]).exists() for secret in secrets.values())
 
 
 def test_every_variable_is_known(compose: Compose) -> None:

@@ -13,6 +13,7 @@ from flows.cli import app
 from tests.compose import ROOT
 
 PAGES = ("runbook.md", "production.md", "upgrade-and-backup.md")
+COMPOSE = yaml.safe_load((ROOT / "compose.yml").read_text())
 ALARMS = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alarms.yml").read_text())["groups"][0]["rules"]
 
 _VERBS = "logs|stop|start|restart|ps|exec|run|up"
@@ -44,7 +45,7 @@ def test_commands_and_options_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_services_and_files_exist(page: str) -> None:
-    services = yaml.safe_load((ROOT / "compose.yml").read_text())["services"]
+    services = COMPOSE["services"]
     for line in _code(page):
         if match := _COMPOSE.match(line):
             named = match[1].split()
@@ -53,6 +54,13 @@ def test_services_and_files_exist(page: str) -> None:
             assert set(named) <= services.keys(), line
         for path in re.findall(r"(?:scripts|deploy|tests)/[\w./-]+", line):
             assert (ROOT / path).exists(), line
+
+
+def test_it_tells_how_to_rotate_every_secret() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", runbook.split("## Rotate credentials")[1], re.MULTILINE)
+    files = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == files
 
 
 def test_every_alarm_has_its_section() -> None:
