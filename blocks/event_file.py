@@ -53,6 +53,9 @@ def _relative_path(value: str) -> str:
     path = PurePosixPath(value)
     if "\0" in value or path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError("must be a relative path inside the system's directory, without '..'")
+    # Whatever comes there would be a reason to look at the images again.
+    if path.parts[0] == "events":
+        raise ValueError("must not be inside the directory of the event files")
     if len(value.encode()) > MAX_PATH_BYTES:
         raise ValueError(f"must have at most {MAX_PATH_BYTES} bytes")
     return str(path)
