@@ -58,6 +58,39 @@ def test_a_piece_of_work_gets_one_run_however_often_it_is_driven(prefect: str, e
     asyncio.run(test())
 
 
+def test_a_run_that_is_wanted_waits_for_no_question_about_its_deployment(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with get_client() as client:
+            ask, asked = client.read_deployment_by_name, asyncio.Queue[str]()
+
+            async def read(name: str) -> Any:
+                asked.put_nowait(name)
+                if asked.qsize() == 2:
+                    raise httpx.ConnectError("Prefect is away")
+                return await ask(name)
+
+            monkeypatch.setattr(client, "read_deployment_by_name", read)
+            monkeypatch.setattr(runs, "KNOWN_SECONDS", 0.2)
+            driver = runs_by(client, event_log)
+            keeping = asyncio.create_task(driver.keep_known())
+            async with asyncio.timeout(20):
+                while asked.qsize() < 4:  # noqa: ASYNC110 -- it has survived the second
+                    await asyncio.sleep(0.05)
+            keeping.cancel()
+            await asyncio.wait([keeping])
+            monkeypatch.setattr(runs, "KNOWN_SECONDS", 60.0)
+            before = asked.qsize()
+            await drive(driver)
+            assert asked.qsize() == before
+            monkeypatch.setattr(runs, "KNOWN_SECONDS", 0.0)
+            await drive(driver)
+            assert asked.qsize() == before + 1
+
+    asyncio.run(test())
+
+
 def test_work_that_is_not_done_gets_another_run_once_its_run_ended(
     prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

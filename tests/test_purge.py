@@ -30,6 +30,7 @@ def test_a_proven_timestep_goes_and_nothing_else_does(lab: Lab) -> None:
     assert len(lab.files()) == 8
     assert lab.purge() == would
     assert [(outcome.files, outcome.kept) for outcome in would] == [(4, "")]
+    assert str(would[0]) == f"{lab.system.name} 20261101_004 2026-11-23 10:42:07: 4 files, {would[0].bytes} bytes"
 
     assert set(lab.files()) == others
     assert not (lab.home / timestep.event.img_dir).exists()

@@ -193,6 +193,7 @@ def test_what_is_not_proven_stays_with_its_reason(
     try:
         (outcome,) = lab.purge()
         assert reason in outcome.kept
+        assert str(outcome).endswith(f": kept, {outcome.kept}")
         assert lab.files() == before
     finally:
         subprocess.run(["umount", "-l", str(image_of(lab, timestep).parent)], capture_output=True, check=False)
