@@ -363,19 +363,27 @@ def test_an_event_file_that_comes_during_a_long_pass_counts(lab: Lab, monkeypatc
     assert image_of(lab, left).exists()
 
 
-def test_a_file_that_takes_an_images_place_meanwhile_is_not_deleted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["another file", "a link"])
+def test_what_takes_an_images_place_meanwhile_is_not_deleted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     timestep = lab.arrived()
+    image = image_of(lab, timestep, 2)
     real = deletion.delete_files
 
     def swap(home: Path, directory: str, *rest: Any) -> None:
-        image_of(lab, timestep, 2).unlink()
-        image_of(lab, timestep, 2).write_bytes(b"new")
+        (lab.home / "new").write_bytes(b"new")
+        image.unlink()
+        if what == "a link":
+            image.symlink_to(lab.home / "new")
+        else:
+            (lab.home / "new").rename(image)
         real(home, directory, *rest)
 
     monkeypatch.setattr("flows.purge.delete_files", swap)
     (outcome,) = lab.purge()
     assert "is not the file any more that was compared" in outcome.kept
-    assert image_of(lab, timestep, 2).read_bytes() == b"new"
+    assert image.read_bytes() == b"new"
     assert (lab.home / timestep.event_file).exists()
 
 

@@ -107,6 +107,31 @@ def test_a_source_that_changes_while_it_is_copied_leaves_no_copy(
     assert staging.used() + staging.reserved() == 0
 
 
+def test_what_a_copy_consists_of_is_on_disk_before_the_copy_is_there(
+    staging: Staging, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timestep_id = uuid4()
+    home = staging.home("prince")
+    synced: list[tuple[str, int, bool]] = []
+    fsync = os.fsync
+
+    def remember(descriptor: int) -> None:
+        path, status = Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor)
+        size = status.st_size if path.is_file() else 0
+        synced.append((str(path.relative_to(home)), size, (home / timestep_id.hex).exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", remember)
+    staging.stage("prince", timestep_id, source)
+    partial = f".{timestep_id.hex}.partial"
+    before = {(path, size) for path, size, is_there in synced if not is_there}
+    assert {(f"{partial}/files/{name}", len(content)) for name, content in contents(source).items()} <= before
+    assert {(f"{partial}/files/Img", 0), (f"{partial}/files", 0)} <= before
+    assert (f".{timestep_id.hex}.json.new", (home / f"{timestep_id.hex}.json").stat().st_size) in before
+    # That it was renamed as well, before anybody is told.
+    assert synced[-1] == (".", 0, True)
+
+
 def test_a_damaged_copy_is_passed_over_and_kept_until_it_is_replaced(staging: Staging, source: Path) -> None:
     damages: list[Callable[[Path], object]] = [
         lambda copy: (copy / "Img" / "Img_r00_c00.tif").write_bytes(bytes(3000)),
@@ -118,6 +143,8 @@ def test_a_damaged_copy_is_passed_over_and_kept_until_it_is_replaced(staging: St
         timestep_id = uuid4()
         copy = staging.stage("prince", timestep_id, source)
         damage(copy)
+        # Of an attempt that died while it replaced a copy.
+        (copy.with_name(f".{timestep_id.hex}.damaged") / "Img").mkdir(parents=True)
         assert staging.find("prince", timestep_id, source) is None
         assert copy.exists()
         staging.used()
@@ -164,9 +191,19 @@ def test_a_copy_of_a_source_that_was_repaired_since_is_stale(staging: Staging, s
     assert found(staging, timestep_id, source) == copy
 
 
-def test_copies_made_at_the_same_time_respect_the_budget(tmp_path: Path, source: Path) -> None:
+def test_copies_made_at_the_same_time_respect_the_budget(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = sum(map(len, contents(source).values()))
     staging = Staging(tmp_path / "staging", budget=3 * size + 1)
+    reserved = Staging.reserved
+
+    def count_slowly(staging: Staging) -> int:
+        found = reserved(staging)
+        time.sleep(0.05)  # enough for all others, if they could come between
+        return found
+
+    monkeypatch.setattr(Staging, "reserved", count_slowly)
 
     def stage(timestep_id: UUID) -> bool:
         try:
@@ -271,6 +308,10 @@ def test_what_died_is_cleaned_up_after_a_while(staging: Staging, source: Path) -
     (partial / "files").mkdir(parents=True)
     orphan = copy.with_name(f"{uuid4().hex}.json")
     orphan.write_text("{}")
+    # Long under way, and still written to.
+    (partial / "files" / "image.tif").touch()
+    os.utime(partial / "files", (0, 0))
+    os.utime(partial, (0, 0))
     staging.clean("prince", older_than=60)
     assert partial.exists()
     time.sleep(0.01)
