@@ -204,6 +204,15 @@ def replace(image: Path) -> None:
     other.replace(image)
 
 
+def alter(image: Path) -> None:
+    """In place, and with the modification time set back: only its time of change tells."""
+    status = image.stat()
+    with image.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def remove(image: Path) -> None:
     image.unlink()
 
@@ -213,7 +222,7 @@ def link(image: Path) -> None:
     image.symlink_to(image.with_suffix(".moved"))
 
 
-@pytest.mark.parametrize("change", [grow, shrink, touch, replace, remove])
+@pytest.mark.parametrize("change", [grow, shrink, touch, replace, alter, remove])
 @pytest.mark.parametrize("already_read", [0, 500_000, 999_999], ids=lambda size: f"{size} bytes read")
 def test_a_file_that_changes_is_noticed(tmp_path: Path, change: Callable[[Path], None], already_read: int) -> None:
     image = make_images(tmp_path / "source", [1_000_000]) / "Img" / "Img_r00_c00.tif"

@@ -15,6 +15,7 @@ import pytest
 
 from blocks.discovery import discover_systems
 from blocks.event_file import ImagingEvent, InvalidEventFile
+from blocks.image_directory import SystemAway
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from tests.images import tiff
 
@@ -293,6 +294,14 @@ def test_an_image_directory_that_leads_elsewhere_is_refused(
     with pytest.raises(InvalidEventFile, match=sentence) as refused:
         system.check_images(announce(system, img_dir=img_dir))
     str(refused.value).encode()
+
+
+def test_a_system_that_is_away_is_not_its_events_fault(system: ImagingSystem) -> None:
+    event = announce(system, img_dir="t1")
+    images(system.directory / "t1", "a.tif", "b.tif")
+    (system.directory / "events").rename(system.directory / "elsewhere")
+    with pytest.raises(SystemAway, match="is the share of prince mounted"):
+        system.check_images(event)
 
 
 def test_a_root_behind_a_link_is_fine(system: ImagingSystem, tmp_path: Path) -> None:
