@@ -48,7 +48,7 @@ class Timestep(SQLModel, table=True):
     __table_args__ = (
         # One index per way of paging through timesteps, newest first, and its filter.
         # What they include, answers by itself what there is per day, and per experiment.
-        Index("timestep_by_time", "timestamp", "id", postgresql_include=["state", "image_count", "size"]),
+        Index("timestep_by_time", "timestamp", "id", postgresql_include=["type", "state", "image_count", "size"]),
         Index("timestep_by_system", "system", "timestamp", "id"),
         Index("timestep_by_type", "type", "timestamp", "id"),
         Index(
@@ -64,7 +64,12 @@ class Timestep(SQLModel, table=True):
             postgresql_include=["system", "type", "state"],
         ),
         Index("timestep_by_state", "state", "timestamp", "id"),
-        Index("timestep_exported", "timestamp", "id", postgresql_where=text("uploaded_at is not null")),
+        Index(
+            "timestep_exported",
+            *("timestamp", "id"),
+            postgresql_include=["type"],
+            postgresql_where=text("state in ('uploaded', 'archived')"),
+        ),
         Index(
             "timestep_at_risk",
             "uploaded_at",

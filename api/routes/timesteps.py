@@ -44,8 +44,9 @@ def exports(query: Annotated[TimestepQuery, Query()], session: SessionDep, store
     def show(row: Row[Any]) -> Export:
         return Export.model_validate({**row._asdict(), "url": presigner.url(row.key, URL_SECONDS)})
 
-    rows = query.narrow(select(*Export.columns()).where(col(Timestep.uploaded_at).is_not(None)))
-    tally = query.tally(states=(TimestepState.UPLOADED, TimestepState.ARCHIVED))
+    states = (TimestepState.UPLOADED, TimestepState.ARCHIVED)
+    rows = query.narrow(select(*Export.columns()).where(col(Timestep.state).in_(states)))
+    tally = query.tally(states=states)
     return fetch_page(session, rows, NEWEST_FIRST, query, "exports", show, tally)
 
 
