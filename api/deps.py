@@ -24,6 +24,8 @@ from blocks.settings import Settings
 
 COOKIE = "archiver"
 MAX_PARAMETERS = 50
+# A request to the storage is given up after so long.
+STORE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class Services:
             MissingSetting: with the environment variables to set.
         """
         settings.require("database_url", "redis_url", "aws_access_key_id", "aws_secret_access_key")
-        # A reader would rather be told that the storage is away than wait for it.
-        store = ObjectStore.from_settings(settings).model_copy(update={"timeout_seconds": 10, "patience_seconds": 5})
+        store = ObjectStore.from_settings(settings).within(STORE_SECONDS)
         log = EventLog.from_settings(settings)
         rules = ExpiryRules(store)
         return cls(

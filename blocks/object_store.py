@@ -101,6 +101,16 @@ class ObjectStore(S3Bucket):
         """This store, used the way the other one is."""
         return self.model_copy(update={name: getattr(other, name) for name in _TUNING})
 
+    def within(self, seconds: float) -> Self:
+        """This store, for who would rather be told that the storage is away than wait for it any longer than that."""
+        parameters = self.credentials.aws_client_parameters
+        bounds = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"total_max_attempts": 1}}
+        hasty = parameters.model_copy(update={"config": _CLIENT_CONFIG | bounds})
+        credentials = self.credentials.model_copy(update={"aws_client_parameters": hasty})
+        return self.model_copy(
+            update={"credentials": credentials, "timeout_seconds": seconds, "patience_seconds": seconds / 2}
+        )
+
     def without_keys(self) -> Self:
         """This store for keeping: who loads it takes the keys from the environment."""
         keys = {"aws_access_key_id": None, "aws_secret_access_key": None}

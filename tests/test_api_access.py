@@ -438,6 +438,19 @@ def test_a_service_that_hangs_is_told_in_time_and_asked_once(
             silent.accept()
 
 
+def test_a_storage_that_hangs_keeps_nobody_from_the_status(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.deps.STORE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        update = {"aws_endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        with TestClient(create_app(settings.model_copy(update=update)), raise_server_exceptions=False) as client:
+            for path in ("/api/1/status", "/api/1/at-risk", "/metrics", "/"):
+                begin = time.monotonic()
+                assert client.get(path).status_code == 200
+                assert time.monotonic() - begin < 5
+
+
 def test_what_is_missing_is_said_without_secrets(
     settings: Settings, object_store: ObjectStore, empty_database_url: str, redis_url: str
 ) -> None:

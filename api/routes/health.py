@@ -69,8 +69,11 @@ async def _run(name: str, check: Callable[[Services], None], services: Services)
     running = services.checking.get(name)
     if running is None or running.done():
         running = services.checking[name] = services.checkers.submit(check, services)
+    waiting = asyncio.wrap_future(running)
+    # What it ends with after this has been answered is nobody's business, and no line of the log.
+    waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
-        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(running)), CHECK_SECONDS)
+        await asyncio.wait_for(asyncio.shield(waiting), CHECK_SECONDS)
     except TimeoutError:
         return Check(ok=False, reason=f"no answer within {CHECK_SECONDS:g} s")
     except Exception as error:
