@@ -78,6 +78,11 @@ class ImagingSystem(Block):
         None, ge=0, description="Delete a timestep's files so long after its upload; never if empty."
     )
     purge_needs_tape: bool = Field(True, description="Delete files only once the timestep is known to be on tape.")
+    purge_trusts_tags: bool = Field(
+        False,
+        description="Take the tag archived=true alone for a tape copy. surf-archiver leaves it behind where it takes "
+        "an archive back.",
+    )
     purge_compares: Literal["state", "content"] = Field(
         "state", description="Compare files before they are deleted by sizes, inodes and times, or by content."
     )

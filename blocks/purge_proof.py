@@ -43,11 +43,18 @@ class Proven:
 
 
 def prove_object(
-    timestep: Purgeable, store: ObjectStore, *, needs_tape: bool, rules: Sequence[ExpiryRule] = ()
+    timestep: Purgeable,
+    store: ObjectStore,
+    *,
+    needs_tape: bool,
+    trusts_tags: bool = False,
+    rules: Sequence[ExpiryRule] = (),
 ) -> list[str]:
     """Make sure that the object was proven at its upload and is still there as it was.
 
     Args:
+        needs_tape: a tape copy has to be known.
+        trusts_tags: known from the object's tag alone, too.
         rules: by which the bucket deletes objects. One that is not on tape has to last for some time.
 
     Raises:
@@ -63,6 +70,11 @@ def prove_object(
         raise NotProven("it was found in the bucket, and not read since; run `archiver rebuild --read-whole`")
     if needs_tape and row.archived_at is None:
         raise NotProven("it is not known to be on tape")
+    if needs_tape and not (timestep.is_announced or trusts_tags):
+        raise NotProven(
+            "that it is on tape is known from its tag alone, and surf-archiver leaves that behind where it takes an "
+            "archive back; have archives announced by the webhook, or set purge_trusts_tags"
+        )
     if row.archived_at is None:
         age = datetime.now(UTC) - row.uploaded_at
         left = days_left(rules, row.key, age)

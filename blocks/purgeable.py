@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Engine, tuple_
 from sqlmodel import Session, col, or_, select
 
-from blocks.messages import Ingested, Uploaded
+from blocks.messages import Archived, Ingested, Uploaded
 from blocks.proven_object import Image
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 
@@ -33,6 +33,8 @@ class Purgeable:
     """Of the image directory when the upload, or the copy it was made of, read it; None where nobody said so."""
     copy_state: str | None
     """Of the copy in staging when the upload read it."""
+    is_announced: bool
+    """Whether a notice said that the object is on tape; a tag alone may speak of an archive that was taken back."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ class PurgeableTimesteps:
         first = select(event.data).where(event.timestep_id == row.id, event.type == Ingested.type)
         # The one that the row tells of.
         last = select(event.data).where(event.timestep_id == row.id, event.type == Uploaded.type)
+        notices = select(event.data).where(event.type == Archived.type, event.key == row.key)
+        since = row.archived_at
         with Session(self._engine) as session:
+            said = session.exec(notices.where(event.time >= since)).all() if since else []
             data = session.exec(first.order_by(col(event.time), col(event.id))).first()
             upload = session.exec(last.order_by(col(event.time).desc(), col(event.id).desc())).first() or {}
             images = session.exec(select(TimestepImage).where(TimestepImage.timestep_id == row.id)).all()
@@ -99,9 +104,9 @@ class PurgeableTimesteps:
             if not images:
                 raise NotProven("it is not known what is in its object")
             known = {image.name: Image(**image.model_dump(exclude={"timestep_id"})) for image in images}
-        return Purgeable(
-            row, Ingested.model_validate(data), known, upload.get("source_state"), upload.get("copy_state")
-        )
+        ingested = Ingested.model_validate(data)
+        is_announced = any(notice.get("etag") is None for notice in said)
+        return Purgeable(row, ingested, known, upload.get("source_state"), upload.get("copy_state"), is_announced)
 
     def check_unshared(self, row: Timestep) -> None:
         """Make sure that no other timestep has its images in the same directory, or in one above or below.

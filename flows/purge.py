@@ -89,7 +89,14 @@ class SourcePurge(PurgePass):
         with hold(self.log.redis, lease_name(self.log, row.key or "")) as lease:
             _check_unclaimed(timestep, claims)
             self.timesteps.check_unshared(row)
-            checks = prove_object(timestep, self.store, needs_tape=self.system.purge_needs_tape, rules=rules)
+            policy = self.system
+            checks = prove_object(
+                timestep,
+                self.store,
+                needs_tape=policy.purge_needs_tape,
+                trusts_tags=policy.purge_trusts_tags,
+                rules=rules,
+            )
             event_file = prove_event_file(timestep, self.system)
             if Path(os.path.realpath(home / row.image_dir)) != Path(os.path.realpath(home), row.image_dir):
                 raise NotProven(f"{row.image_dir} leads through a symbolic link")

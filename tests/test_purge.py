@@ -11,8 +11,9 @@ from sqlmodel import Session, select
 
 from blocks.event_log import EventLog
 from blocks.image_directory import SystemAway
-from blocks.messages import SourcePurged
+from blocks.messages import LogEvent, SourcePurged
 from blocks.tables import Timestep, TimestepEvent
+from flows.reconcile import announcement
 from tests.purging import KilledError, Lab
 
 pytest_plugins = ["tests.purging"]
@@ -44,6 +45,23 @@ def test_a_proven_timestep_goes_and_nothing_else_does(lab: Lab) -> None:
     assert len(said["proof"]["checks"]) == 4
     assert lab.log.register.conclusion(lab.system.name, timestep.event_file) is None
     assert lab.purge() == []
+
+
+def test_a_tag_alone_is_no_tape_copy_unless_the_system_trusts_it(lab: Lab) -> None:
+    """surf-archiver tags objects, and leaves the tags where it then takes their archive back."""
+    timestep = lab.drop()
+    lab.upload(timestep, archive=False)
+    head = lab.store.head(timestep.event.key)
+    assert head is not None
+    lab.log.append(LogEvent.of(announcement(timestep.event.key, timestep.timestep_id, head.etag), "reconcile-archive"))
+    lab.record()
+    (kept,) = lab.purge()
+    assert "known from its tag alone" in kept.kept
+    assert lab.purge(do_it=False, purge_trusts_tags=True)[0].kept == ""
+    assert lab.purge(do_it=False, purge_needs_tape=False)[0].kept == ""
+    lab.archive(timestep)
+    lab.record()
+    assert [outcome.files for outcome in lab.purge()] == [4]
 
 
 def test_a_purge_is_about_one_system_and_needs_its_share(lab: Lab, make_lab: Callable[[], Lab]) -> None:
