@@ -25,7 +25,7 @@ from flows.stack.mock_microscope import Dropped
 from flows.stack.service import StartError
 from flows.stack.supervisor import Supervisor
 from tests.compose import DEVELOPMENT, Compose, merged
-from tests.containers import Containers, make_secrets, postgres_of
+from tests.containers import Containers, make_secrets, own, postgres_of
 from tests.relay import pipe
 
 TIMESTEPS = 2
@@ -49,6 +49,8 @@ class Machine:
             MOCK_TIMESTEPS=str(TIMESTEPS),
             MOCK_INTERVAL_SECONDS="0",
         )
+        for path in (self.data, staging):
+            own(path, self.compose.services["init"]["user"])
         make_secrets(directory)
         self.directory = directory
         self.containers = Containers(directory, self.compose, directory / "secrets")

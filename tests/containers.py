@@ -35,6 +35,11 @@ def make_secrets(directory: Path) -> None:
         (directory / "secrets" / name).write_text("development\n")
 
 
+def own(directory: Path, user: str) -> None:
+    """Give a directory and what is in it to a user, `uid:gid`, as scripts/init-dev.sh does."""
+    subprocess.run(["chown", "--recursive", user, directory], check=True)
+
+
 class Containers:
     """The containers of one host.
 
@@ -81,7 +86,9 @@ class Containers:
         path = f"/opt/archiver/bin:{Path(sys.executable).parent}:{REDIS.parent}:/usr/bin:/bin:/usr/sbin:/sbin"
         env = {**self._image, **service.get("environment", {}), "PATH": path}
         root = f"ROOT={shlex.quote(str(self.directory / 'roots' / name))}"
-        script = "\n".join([root, *_root(self._mounts(service), service), f'exec chroot "$ROOT" {shlex.join(command)}'])
+        # As its user, without a group of root's.
+        run = f'exec chroot --userspec={service["user"]} --groups="" "$ROOT" {shlex.join(command)}'
+        script = "\n".join([root, *_root(self._mounts(service), service), run])
         unshare = shutil.which("unshare") or "unshare"
         argv = [*self._inside, unshare, "--mount", "--propagation", "private", "sh", "-euc", script]
         return Service(name=name, argv=argv, env=env, ready_timeout=START_SECONDS)
@@ -92,7 +99,9 @@ class Containers:
         if kind == "CMD-SHELL":
             # Compose makes one dollar of two.
             test = ["sh", "-c", test[0].replace("$$", "$")]
-        inside = ["nsenter", f"--target={pid}", "--mount", "--net", "--root", "--wd=/", *test]
+        user, _, group = self.compose.services[name]["user"].partition(":")
+        inside = ["nsenter", f"--target={pid}", "--mount", "--net", "--root", "--wd=/"]
+        inside += [f"--setuid={user}", f"--setgid={group}", *test]
         return subprocess.run(inside, env=env, capture_output=True, timeout=30).returncode == 0
 
     def _mounts(self, service: dict[str, Any]) -> list[tuple[Path, Path, bool]]:
@@ -108,6 +117,8 @@ class Containers:
             path = self.directory / "volumes" / source if named else ROOT / source
             if named:
                 path.mkdir(parents=True)
+                # As the image has it, which the engine copies.
+                own(path, service["user"])
             mounts.append((path, Path(target), "ro" not in ",".join(mode).split(",")))
         return mounts
 
