@@ -75,6 +75,12 @@ def test_a_purge_is_about_one_system_and_needs_its_share(lab: Lab, make_lab: Cal
         other.purge()
 
 
+def test_an_event_file_that_redis_forgot_claims_no_more_than_its_own_timestep(lab: Lab) -> None:
+    timestep = lab.arrived()
+    lab.log.register.forget(lab.system.name, timestep.event_file)
+    assert [outcome.kept for outcome in lab.purge()] == [""]
+
+
 def test_without_a_retention_time_nothing_goes(lab: Lab) -> None:
     lab.arrived()
     assert lab.purge(source_retention_days=None) == []

@@ -22,6 +22,7 @@ from blocks.messages import Ingested, SourcePurged
 from blocks.purgeable import PurgeableTimesteps
 from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
+from flows.outcome import reject
 from flows.purge import SourcePurge
 from tests.purging import Lab, alter, image_of, overwrite_object
 
@@ -112,10 +113,17 @@ def _drop_in(lab: Lab, img_dir: str) -> None:
     lab.record()
 
 
-def _announce_again(lab: Lab, timestep: Ingested) -> None:
+def _announce_again(lab: Lab, timestep: Ingested, img_dir: str = "") -> None:
     event = json.loads((lab.home / timestep.event_file).read_text())
-    event["timestep_id"] = str(uuid4())
+    event |= {"timestep_id": str(uuid4()), "img_dir": img_dir or timestep.event.img_dir}
     (lab.home / "events" / "another.json").write_text(json.dumps(event))
+
+
+def _announce_in_vain(lab: Lab, timestep: Ingested) -> None:
+    """By a file that was rejected, and is read again as soon as somebody asks for it."""
+    _announce_again(lab, timestep)
+    seen = lab.system.fingerprint("events/another.json")
+    reject(lab.system, "events/another.json", None, "it rained", seen, lab.log)
 
 
 def _rebuild(lab: Lab, timestep: Ingested) -> None:
@@ -170,6 +178,15 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
         "announces something else by now",
     ),
     "announced by another file": (_announce_again, "events/another.json announces"),
+    "announced above by another file": (
+        lambda lab, it: _announce_again(lab, it, "20261101_004"),
+        "events/another.json announces",
+    ),
+    "announced below by another file": (
+        lambda lab, it: _announce_again(lab, it, f"{it.event.img_dir}/Img"),
+        "events/another.json announces",
+    ),
+    "announced by a rejected file": (_announce_in_vain, "events/another.json announces"),
     "another timestep in it": (
         lambda lab, it: _drop_in(lab, f"{it.event.img_dir}/inner"),
         "has its images in",
