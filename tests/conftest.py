@@ -34,6 +34,7 @@ LONGEST = (
     "test_end_to_end",
     "test_operations",
     "test_compose_processes",
+    "test_image",
     "test_worker",
     "test_dispatch",
     "test_init",

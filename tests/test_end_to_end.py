@@ -34,8 +34,14 @@ class RunningStack:
 
     def __init__(self, archiver: Path, home: Path, s3_endpoint: str) -> None:
         self.home = home
-        self._archiver = archiver
-        self._s3_endpoint = s3_endpoint
+        self.archiver = archiver
+        # The settings it is started with; what is not in it is embedded.
+        self.given = {
+            "ARCHIVER_HOME": str(home),
+            "AWS_ENDPOINT_URL": s3_endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+        }
         self.start()
 
     def start(self) -> None:
@@ -43,17 +49,11 @@ class RunningStack:
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))
         }
-        given = {
-            "ARCHIVER_HOME": str(self.home),
-            "AWS_ENDPOINT_URL": self._s3_endpoint,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test-secret",
-        }
-        command = [str(self._archiver), "up"]
+        command, env = [str(self.archiver), "up"], inherited | self.given
         with self.home.with_suffix(".log").open("ab") as log:
             # Away from the checkout, whose packages Python would find first.
             self.process = subprocess.Popen(
-                command, env=inherited | given, cwd=self.home.parent, stdout=log, stderr=log, start_new_session=True
+                command, env=env, cwd=self.home.parent, stdout=log, stderr=log, start_new_session=True
             )
         self.env = eventually(self._settings, f"settings in {self.home}/env", START_SECONDS)
 

