@@ -353,3 +353,36 @@ def test_the_same_event_twice_is_one_timestep_and_another_content_is_a_conflict(
         "timestep.uploaded",
     ]
     assert f"events/{same.name}" not in [one["event_file"] for one in stack.get("/api/1/rejected", limit=100)["data"]]
+
+
+def test_a_laptop_needs_nothing_but_the_wheel_and_the_address(
+    stack: RunningStack, installed: Path, tmp_path: Path
+) -> None:
+    export = stack.export(drop(stack.data_dir))
+    address = f"http://{stack.env['ARCHIVER_API_HOST']}:{stack.env['ARCHIVER_API_PORT']}"
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COLUMNS": "300", "ARCHIVER_API_URL": address}
+
+    def archiver(*arguments: str) -> str:
+        command = [str(installed / "archiver"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+
+    listed = [json.loads(line) for line in archiver("ls", export["experiment_id"], "--json").splitlines()]
+    assert export["timestep_id"] in {timestep["timestep_id"] for timestep in listed}
+    assert "upload-worker" in archiver("status")
+    assert "proven" in archiver("fetch", export["experiment_id"], "--position", str(export["position"]))
+    assert hashlib.sha256((tmp_path / export["key"]).read_bytes()).hexdigest() == export["sha256"]
+
+
+def test_no_log_and_no_page_of_the_stack_holds_a_secret(stack: RunningStack) -> None:
+    """After all that went wrong above."""
+    secrets = {path.name: path.read_text().strip() for path in (stack.home / "secrets").iterdir()}
+    secrets["storage"] = stack.env["AWS_SECRET_ACCESS_KEY"]
+    assert stack.env["ARCHIVER_WEBHOOK_TOKEN"] in secrets.values()
+    said = {path.name: path.read_text() for path in [*(stack.home / "logs").iterdir(), stack.home.with_suffix(".log")]}
+    for path in ("/", "/docs", "/metrics", "/openapi.json", "/ready", "/api/1/status"):
+        said[path] = httpx.get(
+            f"http://{stack.env['ARCHIVER_API_HOST']}:{stack.env['ARCHIVER_API_PORT']}{path}", trust_env=False
+        ).text
+    assert said["state-manager.log"]
+    found = {(place, name) for place, text in said.items() for name, secret in secrets.items() if secret in text}
+    assert found == set()
