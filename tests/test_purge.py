@@ -81,6 +81,12 @@ def test_an_event_file_that_redis_forgot_claims_no_more_than_its_own_timestep(la
     assert [outcome.kept for outcome in lab.purge()] == [""]
 
 
+def test_directories_of_the_same_name_in_two_systems_are_two(lab: Lab, make_lab: Callable[[], Lab]) -> None:
+    for one in (lab, make_lab()):
+        one.arrived(img_dir="t1")
+    assert [outcome.kept for outcome in lab.purge()] == [""]
+
+
 def test_without_a_retention_time_nothing_goes(lab: Lab) -> None:
     lab.arrived()
     assert lab.purge(source_retention_days=None) == []

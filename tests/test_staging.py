@@ -365,7 +365,11 @@ def test_a_copy_goes_once_its_upload_is_proven(
         pass_ = StagingPurge(system, PurgeableTimesteps(engine), object_store, event_log, staging, do_it=True)
         return [outcome.kept for outcome in pass_.run()]
 
+    unknown = staging.stage("prince", uuid4(), source)
     assert purge() == []
+    assert unknown.exists()
+    shutil.rmtree(unknown)
+    staging.forget("prince", UUID(unknown.name))
     event_log.append(LogEvent.of(upload(timestep, settings, object_store, event_log), "test"))
     assert purge(hours=1) == []
     content = object_store.client.get_object(Bucket=object_store.bucket_name, Key=timestep.event.key)
