@@ -72,8 +72,8 @@ async def bench(directory: Path, given: Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--timesteps", type=int, default=24, help="of four images, for one host and for two")
-    parser.add_argument("--image-bytes", type=int, default=2_000_000)
+    parser.add_argument("--timesteps", type=int, default=16, help="of four images, for one host and for two")
+    parser.add_argument("--image-bytes", type=int, default=5_000_000)
     parser.add_argument("--megabits", type=float, default=32.0, help="that each host may send per second")
     parser.add_argument("--directory", type=Path, help="of a run in a sandbox")
     given = parser.parse_args()

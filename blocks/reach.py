@@ -36,22 +36,35 @@ class Reach:
     def unreached(self, pool: str, queues: Iterable[str]) -> set[str]:
         """Those of the queues that no living worker polls."""
         left = set(queues)
-        since = self._now() - GONE_SECONDS
-        for worker, text in cast(dict[str, str], self._redis.hgetall(self._key(pool))).items():
-            said = json.loads(text)
-            if said["at"] < since:
-                self._redis.hdel(self._key(pool), worker)
-            elif said["queues"]:
-                left -= set(said["queues"])
-            else:
+        for polled in self._polled(pool).values():
+            if not polled:
                 return set()
+            left -= polled
         return left
+
+    def sharing(self, pool: str, worker: str, queues: Iterable[str]) -> int:
+        """How many other living workers poll one of these queues too, of which none named means all."""
+        mine = set(queues)
+        others = [polled for name, polled in self._polled(pool).items() if name != worker]
+        return sum(not mine or not polled or not mine.isdisjoint(polled) for polled in others)
 
     def not_uploading(self, systems: Iterable[str]) -> set[str]:
         """Those of the systems that no living upload-worker reaches."""
         queues = {system: queue_of(system) for system in systems}
         unreached = self.unreached(UPLOAD_POOL, queues.values())
         return {system for system, queue in queues.items() if queue in unreached}
+
+    def _polled(self, pool: str) -> dict[str, set[str]]:
+        """The living workers of a pool, with what they poll."""
+        since = self._now() - GONE_SECONDS
+        polled: dict[str, set[str]] = {}
+        for worker, text in cast(dict[str, str], self._redis.hgetall(self._key(pool))).items():
+            said = json.loads(text)
+            if said["at"] < since:
+                self._redis.hdel(self._key(pool), worker)
+            else:
+                polled[worker] = set(said["queues"])
+        return polled
 
     def _now(self) -> float:
         # By Redis' clock, because the workers' may differ.

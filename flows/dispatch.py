@@ -30,7 +30,7 @@ TAKE_OVER_SECONDS = 60.0
 HELD_AT_MOST = 20_000
 # How many runs of a system wait for their retry, or are under way, at most. More wait in the stream.
 IN_FLIGHT_AT_MOST = 1000
-# If no place became free for this long (seconds), runs are created for others to take, so many at a time.
+# If no place became free for this long (seconds), or others are there, runs are created for them, so many at a time.
 PATIENCE_SECONDS = 3.0
 AHEAD = 4
 # So many runs of a system that can't be begun here wait in its queue at a time.
@@ -136,7 +136,8 @@ class UploadDispatcher:
         self._here = {system for system in systems if await self._may_begin(system)}
         while taken := self._take(self._here):
             is_ahead = self._in_flight.queued(self._here) >= AHEAD
-            may_queue = not is_ahead and time.monotonic() - self._ended_at > PATIENCE_SECONDS
+            is_stuck = time.monotonic() - self._ended_at > PATIENCE_SECONDS
+            may_queue = not is_ahead and (is_stuck or self._runs.are_shared)
             if not await self._give_run(*taken, may_begin=True, may_queue=may_queue):
                 break
         for system in systems - self._here:

@@ -82,6 +82,10 @@ class Executions:
 
     # --- runs
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._under_way)
+
     def add(self, flow_run_id: UUID) -> None:
         """It is this process that executes the run from now on."""
         self._under_way[flow_run_id] = _Execution()

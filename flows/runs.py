@@ -83,6 +83,11 @@ class Runs:
         self._worker = worker
         self._known: _Deployment | None = None
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether other workers are there for the same runs."""
+        return self._worker is not None and self._worker.neighbours.count > 0
+
     async def has_to_queue(self, queue: str | None = None) -> bool:
         """Whether the runs of a queue, or of the deployment's own, can't be begun where they are created.
 

@@ -19,6 +19,7 @@ import anyio
 import anyio.abc
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import Flow
@@ -33,8 +34,9 @@ from blocks.places import Places
 from blocks.reach import Reach
 from blocks.settings import get_settings
 from flows.engine import HANDED_BACK
-from flows.executions import BEAT_SECONDS, Executions
+from flows.executions import Executions
 from flows.loading import load
+from flows.neighbours import Neighbours
 from flows.subject import timestep_of
 
 logger = logging.getLogger(__name__)
@@ -68,12 +70,13 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         super().__init__(*args, **kwargs)
         self._log = EventLog.from_settings(get_settings())
         self._executions = Executions(self._log.flow_runs, Places(self._log.redis, self._work_pool_name))
-        self._reach = Reach(self._log.redis, self._log.stream)
         self._begun: set[asyncio.Task[None]] = set()
         self._companions: list[asyncio.Task[None]] = []
         self._context = contextvars.copy_context()
         # How many runs wait in the pool's queue for longer than they should: they get places first.
         self.overdue = 0
+        reach = Reach(self._log.redis, self._log.stream)
+        self.neighbours = Neighbours(reach, self._work_pool_name, self.name, self._work_queues)
 
     # --- the life of the worker
 
@@ -90,7 +93,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         for companion in (
             executions.keep_telling(),
             executions.keep_cancelling(self.client),
-            self._keep_telling_reach(),
+            self.neighbours.keep_telling(),
         ):
             self._companions.append(asyncio.create_task(companion))
 
@@ -118,24 +121,32 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             with suppress(ObjectAlreadyExists):  # another worker was faster
                 await self.client.create_work_queue(name, work_pool_name=self._work_pool_name)
 
-    async def _keep_telling_reach(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self._reach.tell, self._work_pool_name, self.name, self._work_queues)
-            except RedisError as error:
-                logger.warning("Nobody can be told which queues are polled: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(BEAT_SECONDS)
-
     @property
     def pool(self) -> str:
         """The name of its work pool."""
         return self._work_pool_name
 
+    @property
+    def free(self) -> float:
+        """How many more runs are this worker's share of the places in its pool, if others are there for the same."""
+        limit = self.work_pool.concurrency_limit
+        if limit is None:
+            return math.inf
+        return math.ceil(limit / (1 + self.neighbours.count)) - len(self._executions)
+
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        found = await super()._get_scheduled_flow_runs()
+        if not self.neighbours.count:
+            return found
+        # What is more than its share would wait here for a place, while another worker has one.
+        new = [one for one in found if one.flow_run.id not in self._submitting_flow_run_ids]
+        return new[: max(int(min(self.free, len(new))), 0)]
+
     # --- runs that are begun where they are created
 
     async def claim(self) -> UUID | None:
         """Take a place for a run that is about to be created here; None if the run has to queue."""
-        if not self.is_setup or self._work_pool is None or self.work_pool.is_paused:
+        if not self.is_setup or self._work_pool is None or self.work_pool.is_paused or self.free <= 0:
             return None
         limit = self.work_pool.concurrency_limit
         claim = uuid4()

@@ -35,6 +35,7 @@ class StandIn:
         self.queued: list[str] = []
         self.paused: set[str] = set()
         self.failures: list[Exception] = []
+        self.are_shared = False
 
     async def has_to_queue(self, queue: str) -> bool:
         return queue in self.paused

@@ -21,6 +21,7 @@ from blocks.event_log import EventLog
 from blocks.messages import Failed, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.places import HOLD_SECONDS, Places
+from blocks.reach import Reach
 from blocks.settings import Settings
 from flows import dispatch, executions, sweep
 from flows.dispatch import upload_worker
@@ -310,5 +311,31 @@ def test_no_run_is_begun_at_once_in_a_pool_that_is_paused_or_has_overdue_runs(
             await ours.give_back(second)
             ours.work_pool.is_paused = True
             assert await ours.claim() is None
+
+    asyncio.run(test())
+
+
+def test_a_worker_leaves_those_who_reach_the_same_systems_their_share_of_the_places(
+    run_settings: Settings, event_log: EventLog
+) -> None:
+    told = Reach(event_log.redis, event_log.stream)
+    told.tell("upload-worker", "a host with the same share", ["default", "prince"])
+    told.tell("upload-worker", "a host with another share", ["default", "aretha"])
+
+    async def test() -> None:
+        queues = ["default", "prince"]
+        async with entrypoint("upload-worker", run_settings, queues) as this, this.worker, get_client() as client:
+            ours = this.worker
+            await until(lambda: ours.neighbours.count == 1, "that they know of each other")
+            deployment = await client.read_deployment_by_name("upload-timestep/upload-worker")
+            runs = [await client.create_flow_run_from_deployment(deployment.id) for _ in range(2)]
+            ours._executions.add(uuid4())
+            assert ours.free == 1
+            assert len(await ours._get_scheduled_flow_runs()) == 1
+            ours._executions.add(uuid4())
+            assert await ours.claim() is None
+            assert await ours._get_scheduled_flow_runs() == []
+            for run in runs:
+                await client.delete_flow_run(run.id)
 
     asyncio.run(test())

@@ -138,8 +138,11 @@ def test_who_is_there_is_told_and_forgotten(event_log: EventLog, monkeypatch: py
     told.tell(POOL, "host a", ["default", "prince"])
     told.tell("event-ingester", "host b", [])
     assert told.unreached(POOL, ["prince", "aretha"]) == {"aretha"}
+    assert told.sharing(POOL, "host d", ["prince"]) == told.sharing(POOL, "host d", []) == 1
+    assert told.sharing(POOL, "host d", ["aretha"]) == told.sharing(POOL, "host a", ["prince"]) == 0
     told.tell(POOL, "host c", [])
     assert told.unreached(POOL, ["prince", "aretha"]) == set()
+    assert told.sharing(POOL, "host d", ["aretha"]) == 1
     monkeypatch.setattr(reach, "GONE_SECONDS", -1.0)
     assert told.unreached(POOL, ["prince", "aretha"]) == {"prince", "aretha"}
 
