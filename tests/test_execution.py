@@ -329,13 +329,16 @@ def test_a_worker_leaves_those_who_reach_the_same_systems_their_share_of_the_pla
             await until(lambda: ours.neighbours.count == 1, "that they know of each other")
             deployment = await client.read_deployment_by_name("upload-timestep/upload-worker")
             runs = [await client.create_flow_run_from_deployment(deployment.id) for _ in range(2)]
-            ours._executions.add(uuid4())
+            under_way = [uuid4(), uuid4()]
+            ours._executions.add(under_way[0])
             assert ours.free == 1
             assert len(await ours._get_scheduled_flow_runs()) == 1
-            ours._executions.add(uuid4())
+            ours._executions.add(under_way[1])
             assert await ours.claim() is None
             assert await ours._get_scheduled_flow_runs() == []
             for run in runs:
                 await client.delete_flow_run(run.id)
+            for one in under_way:
+                await ours._executions.remove(one, one)
 
     asyncio.run(test())
