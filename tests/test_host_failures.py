@@ -10,7 +10,7 @@ from tests.compose import ROOT
 from tests.network import missing, plain_environment, sandbox
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_hosts_are_lost_and_every_timestep_arrives_exactly_once() -> None:
     if reason := missing():

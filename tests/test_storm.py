@@ -40,7 +40,7 @@ SYSTEMS = ("prince", "aretha")
 # Another one is another storm.
 SEED = int(os.environ.get("STORM_SEED", "1"))
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.anyio, pytest.mark.soak, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
