@@ -15,9 +15,8 @@ from sqlmodel import Session, col, func, select
 from blocks.disk_outlook import DiskOutlook, disk_outlooks
 from blocks.expiry import ExpiryRule
 from blocks.flight_outcome import FlightOutcome
-from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
-from blocks.tables import Timestep, TimestepState, TimestepTally
+from blocks.tables import Timestep, TimestepState, TimestepTally, of_microscopes
 
 # A cadence is told from so many timesteps, and not from fewer than the second number.
 _TIMESTEPS = 50
@@ -125,7 +124,7 @@ class EarlyWarnings:
 def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
     """The systems that have announced nothing for longer than their own cadence explains."""
     silent = []
-    systems = select(TimestepTally.system).where(TimestepTally.system != FLIGHT_CHECK).distinct()
+    systems = select(TimestepTally.system).where(of_microscopes(TimestepTally)).distinct()
     for system in session.exec(systems.order_by(TimestepTally.system)):
         stamp = col(Timestep.timestamp)
         query = select(stamp).where(Timestep.system == system).order_by(stamp.desc(), col(Timestep.id).desc())
@@ -146,7 +145,7 @@ def unreached_systems(
 ) -> dict[str, int]:
     """How many timesteps wait of each system that no upload-worker reaches, where they do so for a while."""
     waiting = select(TimestepTally.system, func.sum(TimestepTally.timesteps)).where(
-        TimestepTally.state == TimestepState.INGESTED, TimestepTally.system != FLIGHT_CHECK
+        TimestepTally.state == TimestepState.INGESTED, of_microscopes(TimestepTally)
     )
     counts = {system: int(count) for system, count in session.exec(waiting.group_by(TimestepTally.system)) if count}
     unreached = {}
@@ -174,7 +173,7 @@ def expiring_objects(session: Session, rules: Sequence[ExpiryRule], now: datetim
     rows = select(Timestep.id).where(
         col(Timestep.uploaded_at).is_not(None),
         col(Timestep.archived_at).is_(None),
-        Timestep.system != FLIGHT_CHECK,
+        of_microscopes(Timestep),
         or_(*doomed),
     )
     return session.exec(select(func.count()).select_from(rows.limit(_COUNTED).subquery())).one()

@@ -76,6 +76,7 @@ def test_what_init_has_still_to_do_is_wrong(settings: Settings, empty_database_u
     assert "is not there yet" in findings["staging directory"].advice
 
 
+@pytest.mark.long
 def test_services_that_do_not_answer_are_named(settings: Settings, nowhere: str) -> None:
     findings = found(
         settings.model_copy(

@@ -193,6 +193,7 @@ def test_a_timestep_dropped_before_the_start_arrives(stack: RunningStack, before
     assert_same_images(stack.export(before_start)["url"], before_start)
 
 
+@pytest.mark.long
 def test_it_continues_where_it_was_after_a_restart(stack: RunningStack, before_start: Dropped) -> None:
     known = stack.export(before_start)
     stack.stop()
@@ -318,6 +319,7 @@ def test_a_rejected_event_file_is_taken_in_once_it_is_mended(stack: RunningStack
     assert f"events/{event_file.name}" not in still
 
 
+@pytest.mark.long
 def test_an_announced_directory_that_comes_later_is_taken_in(stack: RunningStack) -> None:
     dropped = drop(stack.data_dir)
     stack.export(dropped)

@@ -98,6 +98,7 @@ def test_a_timestep_goes_the_whole_way_and_nothing_of_it_is_left(
         assert "a flight check withdrew it" in gone.json()["detail"]
 
 
+@pytest.mark.long
 def test_a_stage_that_does_not_answer_is_told_to_everybody_until_it_does(
     run_settings: Settings,
     object_store: ObjectStore,
@@ -129,6 +130,7 @@ def test_a_stage_that_does_not_answer_is_told_to_everybody_until_it_does(
     assert said(event_log, Failed) == []
 
 
+@pytest.mark.long
 def test_altered_bytes_and_a_killed_process_are_found_and_the_next_one_is_good(
     run_settings: Settings,
     object_store: ObjectStore,

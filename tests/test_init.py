@@ -60,6 +60,7 @@ def test_pools_and_deployments_are_those_of_prefect_yaml(prefect: str) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.long
 def test_prefect_deploys_all_by_itself(prefect: str, tmp_path: Path) -> None:
     async def delete() -> None:
         async with get_client() as client:

@@ -176,6 +176,7 @@ def test_uploads_run_side_by_side_up_to_the_limit_of_their_pool(
     assert 2 <= now["most"] <= 4  # as prefect.yaml says
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_hands_back_what_it_had_under_way(
     run_settings: Settings, event_log: EventLog, object_store: ObjectStore, tmp_path: Path
 ) -> None:
