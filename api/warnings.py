@@ -16,7 +16,6 @@ from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRules
 from blocks.flight_outcome import FlightOutcome, Verdict
-from blocks.reach import Reach
 from blocks.system_seen import SystemSeen
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ class Warnings:
 
     def _not_uploading(self, systems: Iterable[str]) -> set[str]:
         try:
-            return Reach(self._log.redis, self._log.stream).not_uploading(systems)
+            return self._log.reach.not_uploading(systems)
         except RedisError as error:
             logger.warning("The stream can't be asked who uploads: %s", error)
             return set()

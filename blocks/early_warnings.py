@@ -24,9 +24,9 @@ _FEWEST = 6
 # A system is silent after so many of its own intervals, and not sooner than after some minutes.
 _INTERVALS = 3.0
 _SOONEST = timedelta(minutes=10)
-# So long before the bucket deletes an object, somebody has to be told; and so many are counted.
 # What waits for its upload for less than this may be about to begin.
 _WAITS = timedelta(minutes=2)
+# So long before the bucket deletes an object, somebody has to be told; and so many are counted.
 _EXPIRES_WITHIN = timedelta(days=3)
 _COUNTED = 10_001
 

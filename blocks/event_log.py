@@ -22,6 +22,7 @@ from blocks.event_register import EventFileRegister
 from blocks.flight_outcome import FlightOutcomes
 from blocks.flow_run_marks import FlowRunMarks
 from blocks.messages import LogEvent
+from blocks.reach import Reach
 from blocks.settings import Settings
 from blocks.system_seen import SystemsSeen
 from blocks.waits import Waits
@@ -95,6 +96,11 @@ class EventLog(Block):
     def waits(self) -> Waits:
         """What timesteps wait for between two tries, over the same connection."""
         return Waits(self.redis, self.stream)
+
+    @property
+    def reach(self) -> Reach:
+        """Which systems the living workers reach, over the same connection."""
+        return Reach(self.redis, self.stream)
 
     @property
     def flow_runs(self) -> FlowRunMarks:

@@ -1,10 +1,18 @@
 """When a run tries again: soon at first, then ever more seldom, and without a place of its pool meanwhile."""
 
+import asyncio
 import random
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry
+from redis.exceptions import RedisError
+
+from blocks.event_log import EventLog
+from blocks.waits import Wait
 
 # Pauses between tries (seconds): the first, doubled each time, up to the longest.
 FIRST_PAUSE = 2.0
@@ -35,3 +43,14 @@ def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE, foreve
     pause = timedelta(seconds=random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, no secret
     count = "" if forever else f" of {TRIES}"
     return AwaitingRetry(scheduled_time=datetime.now(UTC) + pause, message=f"{reason} (try {tries}{count})")
+
+
+async def tell(
+    state: State[None], stage: Literal["ingest", "upload"], timestep_id: UUID | None, log: EventLog
+) -> State[None]:
+    """Have everybody know what a timestep waits for, if it is known which; returns the state that says so."""
+    if timestep_id:
+        wait = Wait.of(stage, state.message, state.state_details.scheduled_time)
+        with suppress(RedisError):  # Prefect shows the state all the same
+            await asyncio.to_thread(log.waits.tell, timestep_id, wait)
+    return state

@@ -114,8 +114,7 @@ async def audit(*, fix: bool = False, system: str | None = None) -> State[None]:
     log = get_run_logger()
     systems = await configured_systems(settings, system)
     if system is None:
-        with closing(EventLog.from_settings(settings)) as stream:
-            await ask_elsewhere(stream, {one.name for one in systems}, {"fix": fix})
+        await ask_elsewhere(settings, systems, {"fix": fix})
     findings = find(systems, settings, only_disks=system is not None)
     found, fixed = await asyncio.to_thread(
         lambda: report(findings, lambda sentence: log.warning("%s", sentence), fix=fix)

@@ -34,12 +34,14 @@ def say_elsewhere(settings: Settings, here: Iterable[ImagingSystem], say: Callab
             say(f"not looked at, because another host has it: {', '.join(others)}; run this there too")
 
 
-async def ask_elsewhere(log: EventLog, here: Collection[str], parameters: dict[str, Any]) -> None:
+async def ask_elsewhere(settings: Settings, here: Iterable[ImagingSystem], parameters: dict[str, Any]) -> None:
     """Ask for a run of the present run's deployment for each system that is elsewhere, where that is reached."""
     if deployment.id is None:
         return
-    for system in await asyncio.to_thread(seen_elsewhere, log, here):
-        async with get_client() as client:
+    with closing(EventLog.from_settings(settings)) as log:
+        others = await asyncio.to_thread(seen_elsewhere, log, {system.name for system in here})
+    async with get_client() as client:
+        for system in others:
             await client.create_flow_run_from_deployment(
                 UUID(deployment.id),
                 name=f"{current_run.name} of {system}",
@@ -49,4 +51,4 @@ async def ask_elsewhere(log: EventLog, here: Collection[str], parameters: dict[s
                 idempotency_key=f"{current_run.id}:{system}",
                 work_queue_name=queue_of(system),
             )
-        get_run_logger().info("%s is on another host: asked for a run there", system)
+            get_run_logger().info("%s is on another host: asked for a run there", system)

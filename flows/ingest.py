@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -24,8 +24,7 @@ from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
-from blocks.waits import Wait
-from flows.again import elsewhere, try_again
+from flows.again import elsewhere, tell, try_again
 from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -110,15 +109,6 @@ def wait_for_images(why: str, since: datetime, system: ImagingSystem) -> State[N
     return Scheduled(scheduled_time=now + timedelta(seconds=pause), name="AwaitingImages", message=f"waiting, as {why}")
 
 
-async def tell(state: State[None], event: ImagingEvent | None, log: EventLog) -> State[None]:
-    """Have everybody know what a timestep waits for; returns the state that says so."""
-    if event:
-        wait = Wait.of("ingest", state.message, state.state_details.scheduled_time)
-        with suppress(RedisError):  # Prefect shows the state all the same
-            await asyncio.to_thread(log.waits.tell, event.timestep_id, wait)
-    return state
-
-
 def _began() -> datetime:
     """When this flow run was asked for: all its looks for images count from then on."""
     context = FlowRunContext.get()
@@ -149,6 +139,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     began = _began()
     in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds
     event: ImagingEvent | None = None
+    state: State[None]
     # Taken before reading: a change in between makes the watcher look again.
     seen = source.fingerprint(event_file)
     with closing(EventLog.from_settings(settings)) as log:
@@ -166,18 +157,20 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             seconds = 3 * LONGEST_PAUSE
             await asyncio.to_thread(log.systems.tell_of_no_room, system, str(error), seconds)
             later = datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE)
-            state: State[None] = Scheduled(scheduled_time=later, name="AwaitingSpace", message=f"waiting, as {error}")
-            return await tell(state, event, log)
+            state = Scheduled(scheduled_time=later, name="AwaitingSpace", message=f"waiting, as {error}")
+            return await tell(state, "ingest", event.timestep_id if event else None, log)
         except ImagesMissing as error:
             if in_time:
-                return await tell(wait_for_images(str(error), began, source), event, log)
+                state = wait_for_images(str(error), began, source)
+                return await tell(state, "ingest", event.timestep_id if event else None, log)
             sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
             raise InvalidEventFile(sentence) from error
         except (RedisError, SystemAway) as error:
             # Not about this event file.
             tries = current_run.run_count
             reason = f"{type(error).__name__}: {error}"
-            return await tell(try_again(reason, tries, longest=LONGEST_PAUSE, forever=True), event, log)
+            state = try_again(reason, tries, longest=LONGEST_PAUSE, forever=True)
+            return await tell(state, "ingest", event.timestep_id if event else None, log)
         except InvalidEventFile as error:
             may_pass = isinstance(error, NotAllowed)
             sentence = await asyncio.to_thread(

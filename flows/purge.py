@@ -216,8 +216,7 @@ async def purge_timesteps(*, do_it: bool = True, system: str | None = None) -> S
     settings = get_settings()
     systems = await configured_systems(settings, system)
     if system is None:
-        with closing(EventLog.from_settings(settings)) as stream:
-            await ask_elsewhere(stream, {one.name for one in systems}, {"do_it": do_it})
+        await ask_elsewhere(settings, systems, {"do_it": do_it})
     run_id = UUID(current_run.id)
     told = await asyncio.to_thread(
         purge, settings, systems, lambda outcome: log.info("%s", outcome), do_it=do_it, run_id=run_id

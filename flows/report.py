@@ -15,7 +15,6 @@ from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.flight_outcome import FlightOutcome
 from blocks.object_store import ObjectStore
-from blocks.reach import Reach
 from blocks.settings import get_settings
 from blocks.system_seen import SystemSeen
 from blocks.tables import RejectedEventFile, Timestep, TimestepState, of_microscopes
@@ -46,8 +45,7 @@ def _report(now: datetime) -> str:
     engine = create_engine(settings)
     try:
         with closing(EventLog.from_settings(settings)) as log:
-            reach = Reach(log.redis, log.stream)
-            return report(engine, now, log.systems.all(), rules, log.flights.last(), reach.not_uploading)
+            return report(engine, now, log.systems.all(), rules, log.flights.last(), log.reach.not_uploading)
     finally:
         engine.dispose()
 

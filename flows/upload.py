@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +32,7 @@ from blocks.settings import Settings, get_settings
 from blocks.staging import Copy, Staging
 from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
-from blocks.waits import Wait
-from flows.again import TRIES, elsewhere, try_again
+from flows.again import TRIES, elsewhere, tell, try_again
 from flows.upload_artifact import publish
 
 STAGE = "upload-worker"
@@ -154,11 +153,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     with closing(EventLog.from_settings(settings)) as log:
 
         async def later(error: Exception, **how: Any) -> State[None]:
-            state = try_again(_reason(error), tries, **how)
-            with suppress(RedisError):  # of the run's state, everybody is told by Prefect
-                wait = Wait.of("upload", state.message, state.state_details.scheduled_time)
-                await asyncio.to_thread(log.waits.tell, timestep.timestep_id, wait)
-            return state
+            return await tell(try_again(_reason(error), tries, **how), "upload", timestep.timestep_id, log)
 
         try:
             # Where the store is and its keys come from the settings, how it is used from the block.

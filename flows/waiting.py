@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Container, Iterator
 from typing import NamedTuple, Self
 
-from blocks.entry import Entry
+from blocks.entry import Entry, place_of
 
 
 class Lane(NamedTuple):
@@ -54,7 +54,7 @@ class Waiting:
             return None
         highest = max(lane.priority for lane in lanes)
         ends = {lane: self._lanes[lane][-1 if newest else 0] for lane in lanes if lane.priority == highest}
-        lane = (max if newest else min)(ends, key=lambda lane: _place(ends[lane]))
+        lane = (max if newest else min)(ends, key=lambda lane: place_of(ends[lane]))
         ids = self._lanes[lane]
         id = ids.pop() if newest else ids.popleft()
         if not ids:
@@ -65,8 +65,3 @@ class Waiting:
         """Undo that it was taken."""
         ids = self._lanes.setdefault(lane, deque())
         ids.append(id) if newest else ids.appendleft(id)
-
-
-def _place(id: str) -> tuple[int, int]:
-    milliseconds, _, number = id.partition("-")
-    return int(milliseconds), int(number)

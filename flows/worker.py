@@ -31,7 +31,6 @@ from redis.exceptions import RedisError
 from blocks.event_log import EventLog
 from blocks.logs import log_about
 from blocks.places import Places
-from blocks.reach import Reach
 from blocks.settings import get_settings
 from flows.engine import HANDED_BACK
 from flows.executions import Executions
@@ -75,8 +74,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         self._context = contextvars.copy_context()
         # How many runs wait in the pool's queue for longer than they should: they get places first.
         self.overdue = 0
-        reach = Reach(self._log.redis, self._log.stream)
-        self.neighbours = Neighbours(reach, self._work_pool_name, self.name, self._work_queues)
+        self.neighbours = Neighbours(self._log.reach, self._work_pool_name, self.name, self._work_queues)
 
     # --- the life of the worker
 

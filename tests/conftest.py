@@ -1,5 +1,6 @@
 """Real servers for the tests: PostgreSQL, Redis and S3, started once and emptied for each test."""
 
+import os
 import socket
 import subprocess
 import tempfile
@@ -49,6 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(names, len(LONGEST))
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="module")
+def nothing_given() -> Iterator[None]:
+    """The caller's own settings stay out of the tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("ARCHIVER_", "AWS_", "PREFECT_")):
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

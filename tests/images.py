@@ -1,5 +1,6 @@
 """Directories of images for tests, with random content that a seed fixes."""
 
+import os
 import random
 import struct
 from collections.abc import Sequence
@@ -26,3 +27,12 @@ def make_images(directory: Path, sizes: Sequence[int]) -> Path:
     for number, size in enumerate(sizes):
         (directory / "Img" / f"Img_r{number:02}_c00.tif").write_bytes(random.Random(number).randbytes(size))
     return directory
+
+
+def alter(path: Path) -> None:
+    """Other content of the same size and modification time, in place: only its time of change tells."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -154,15 +154,6 @@ def image_of(lab: Lab, timestep: Ingested, number: int = 1) -> Path:
     return lab.home / timestep.event.img_dir / "Img" / f"{number}.tif"
 
 
-def alter(path: Path) -> None:
-    """Other content of the same size and modification time, in place."""
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"!")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def overwrite_object(lab: Lab, timestep: Ingested) -> None:
     """Another object of the same size, which says that it is the same."""
     key, client = timestep.event.key, lab.store.client

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocks.bundle import Bundle, BundleError, SourceChanged
-from tests.images import make_images
+from tests.images import alter, make_images
 
 METADATA = b'{"system": "prince"}\n'
 
@@ -202,15 +202,6 @@ def replace(image: Path) -> None:
     other.write_bytes(image.read_bytes())
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(image)
-
-
-def alter(image: Path) -> None:
-    """In place, and with the modification time set back: only its time of change tells."""
-    status = image.stat()
-    with image.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"!")
-    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def remove(image: Path) -> None:

@@ -40,7 +40,7 @@ OBJECT_STORAGE = {
 # Leaves PostgreSQL and Redis to be embedded.
 WITHOUT_PREFECT = {**OBJECT_STORAGE, "PREFECT_API_URL": "http://prefect.example/api"}
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_given")]
 
 
 class Servers(NamedTuple):
@@ -87,18 +87,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_given() -> Iterator[None]:
-    """The caller's own settings stay out of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("ARCHIVER_", "AWS_", "PREFECT_")):
-                patch.delenv(name)
-        yield
-
-
 @pytest.fixture(scope="module")
-async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+async def servers(nothing_given: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
     """All embedded servers; the path of the home is longer than that of a socket may be."""
     home = tmp_path_factory.mktemp("all") / f"a home {'x' * 100}" / ".archiver"
     async with running(settings_with(home, {})) as started:

@@ -26,8 +26,8 @@ from blocks.object_errors import ObjectStoreError
 from blocks.settings import Settings
 from blocks.tables import TimestepEvent
 from flows.purge import purge
-from tests.images import tiff
-from tests.purging import KilledError, Lab, alter, image_of, overwrite_object
+from tests.images import alter, tiff
+from tests.purging import KilledError, Lab, image_of, overwrite_object
 
 pytest_plugins = ["tests.purging"]
 pytestmark = pytest.mark.long

@@ -24,7 +24,8 @@ from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 from flows.outcome import reject
 from flows.purge import SourcePurge
-from tests.purging import Lab, alter, image_of, overwrite_object
+from tests.images import alter
+from tests.purging import Lab, image_of, overwrite_object
 
 pytest_plugins = ["tests.purging"]
 

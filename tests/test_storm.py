@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -46,16 +46,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.soak, pytest.mark.timeout(600)]
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def nothing_given() -> Iterator[None]:
-    """The caller's own settings stay out."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("ARCHIVER_", "AWS_", "PREFECT_")):
-                patch.delenv(name)
-        yield
 
 
 @pytest.fixture
