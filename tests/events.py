@@ -28,6 +28,19 @@ BUCKET = "timesteps"
 _entry_numbers = count(1)
 
 
+def document(**fields: Any) -> dict[str, Any]:
+    """What the event file of a timestep says, as a microscope writes it."""
+    return {
+        "timestep_id": str(uuid4()),
+        "plate": 4,
+        "cross_date": "2026-11-01",
+        "position": 7,
+        "timestamp": "2026-11-23T10:42:07Z",
+        "img_count": 2,
+        **fields,
+    }
+
+
 def announced(timestep_id: UUID | None = None, **fields: Any) -> ImagingEvent:
     """A timestep as its microscope announces it."""
     return ImagingEvent.model_validate(

@@ -27,6 +27,7 @@ from flows.purge import SourcePurge
 from flows.purge_staging import StagingPurge
 from flows.record import record_waiting
 from flows.upload import upload
+from tests.events import document
 from tests.images import tiff
 
 
@@ -56,16 +57,8 @@ class Lab:
         (self.home / img_dir / "Img").mkdir(parents=True, exist_ok=True)
         for number in range(images):
             (self.home / img_dir / "Img" / f"{number}.tif").write_bytes(tiff(os.urandom(2000)))
-        event = {
-            "timestep_id": str(timestep_id),
-            "plate": 4,
-            "cross_date": "2026-11-01",
-            "position": 7,
-            "timestamp": "2026-11-23T10:42:07Z",
-            "img_count": images,
-            "img_dir": img_dir,
-            **fields,
-        }
+        known = {"timestep_id": str(timestep_id), "img_count": images, "img_dir": img_dir}
+        event = document(**(known | fields))
         event_file = f"events/{name or timestep_id.hex}.json"
         (self.home / event_file).write_text(json.dumps(event))
         seen = self.system.fingerprint(event_file)

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from flows.stack.mock_microscope import Dropped, drop_timestep
+from tests.events import document
 from tests.images import tiff
 
 T = TypeVar("T")
@@ -137,15 +138,7 @@ def announce(root: Path, **changes: Any) -> Path:
     name = f"case-{uuid4().hex[:8]}"
     (directory / name / "Img").mkdir(parents=True)
     (directory / name / "Img" / "one.tif").write_bytes(tiff(bytes(200)))
-    event = {
-        "timestep_id": str(uuid4()),
-        "plate": 4,
-        "cross_date": "2026-11-01",
-        "position": 1,
-        "timestamp": "2026-11-23T10:42:07Z",
-        "img_count": 1,
-        "img_dir": name,
-    }
+    event = document(position=1, img_count=1, img_dir=name)
     event_file = directory / "events" / f"{name}.json"
     event_file.write_text(json.dumps({key: value for key, value in (event | changes).items() if value is not None}))
     return event_file

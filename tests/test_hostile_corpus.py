@@ -20,6 +20,7 @@ from blocks.messages import Ingested, Rejected
 from blocks.settings import Settings
 from flows import system_watch
 from flows.watch import event_ingester
+from tests.events import document
 from tests.images import tiff
 from tests.working import said, until, working
 
@@ -74,15 +75,7 @@ class Share:
         if "img_dir" not in fields:
             fields["img_dir"] = f"t-{uuid4().hex}"
             self.images(fields["img_dir"])
-        event = {
-            "timestep_id": str(uuid4()),
-            "plate": 4,
-            "cross_date": "2026-11-01",
-            "position": 7,
-            "timestamp": "2026-11-23T10:42:07Z",
-            "img_count": 2,
-        }
-        return json.dumps(event | fields)
+        return json.dumps(document(**fields))
 
     def drop(self, name: str, content: str | bytes | None = None, **fields: Any) -> Path:
         path = self.home / "events" / name

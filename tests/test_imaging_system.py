@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -17,6 +16,7 @@ from blocks.discovery import discover_systems
 from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.image_directory import SystemAway
 from blocks.imaging_system import ImagesMissing, ImagingSystem
+from tests.events import document
 from tests.images import tiff
 
 NOBODY = 65534
@@ -32,17 +32,8 @@ def system(tmp_path: Path) -> Iterator[ImagingSystem]:
 
 def announce(system: ImagingSystem, name: str = "1.json", **fields: object) -> ImagingEvent:
     """Write an event file, by default for two images in `t1`; gives back what it says."""
-    event = {
-        "timestep_id": str(uuid4()),
-        "plate": 4,
-        "cross_date": "2026-11-01",
-        "position": 7,
-        "timestamp": "2026-11-23T10:42:07",
-        "img_count": 2,
-        "img_dir": "t1",
-        **fields,
-    }
-    (system.directory / "events" / name).write_text(json.dumps(event))
+    known = {"timestamp": "2026-11-23T10:42:07", "img_dir": "t1"}
+    (system.directory / "events" / name).write_text(json.dumps(document(**(known | fields))))
     return system.read_event(f"events/{name}")
 
 

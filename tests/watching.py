@@ -19,6 +19,7 @@ from blocks.imaging_system import ImagesMissing, ImagingSystem
 from flows.outcome import reject, take_in, with_images
 from flows.runs import Driven, Runs
 from flows.watch import Watcher
+from tests.events import document
 from tests.images import tiff
 
 PATIENCE = 20.0
@@ -95,17 +96,8 @@ class Microscope:
         for number in range(images):
             (self.directory / img_dir / "Img").mkdir(parents=True, exist_ok=True)
             (self.directory / img_dir / "Img" / f"{number}.tif").write_bytes(tiff())
-        event = {
-            "timestep_id": str(uuid4()),
-            "plate": 4,
-            "cross_date": "2026-11-01",
-            "position": 7,
-            "timestamp": "2026-11-23T10:42:07Z",
-            "img_count": 1,
-            "img_dir": img_dir,
-            **fields,
-        }
-        return json.dumps(event)
+        known = {"img_count": 1, "img_dir": img_dir}
+        return json.dumps(document(**(known | fields)))
 
     def drop(self, name: str, **fields: Any) -> Path:
         path = self.events / name

@@ -22,6 +22,7 @@ from blocks.event_log import Backlog, EventLog
 from blocks.messages import EventData, Ingested, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from tests.events import document
 from tests.images import tiff
 
 PATIENCE = 120.0
@@ -36,17 +37,8 @@ def drop(settings: Settings, system: str = "prince", images: int = 2, size: int 
     (directory / timestep_id.hex / "Img").mkdir(parents=True)
     for number in range(images):
         (directory / timestep_id.hex / "Img" / f"{number}.tif").write_bytes(tiff(os.urandom(size)))
-    event = {
-        "timestep_id": str(timestep_id),
-        "plate": 4,
-        "cross_date": "2026-11-01",
-        "position": 7,
-        "timestamp": f"{AT}Z",
-        "img_count": images,
-        "img_dir": timestep_id.hex,
-        **fields,
-    }
-    content = json.dumps(event, ensure_ascii=False)
+    known = {"timestep_id": str(timestep_id), "timestamp": f"{AT}Z", "img_count": images, "img_dir": timestep_id.hex}
+    content = json.dumps(document(**(known | fields)), ensure_ascii=False)
     (directory / "events" / f"{timestep_id.hex}.json").write_text(content)
     return parse_event_file(content.encode(), cast(Any, None))
 
