@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
 from prefect.states import AwaitingRetry
@@ -20,12 +20,13 @@ class InProcessEngine(AsyncFlowRunEngine[..., Any]):
     suspended, and waits for both ends of it. Here, whoever executes many runs tells: see `cancel`.
     """
 
-    def __init__(self, flow: Flow[..., Any], flow_run: FlowRun, *, is_named: bool) -> None:
+    def __init__(self, flow: Flow[..., Any], flow_run: FlowRun, *, is_new: bool) -> None:
         """Args:
-        is_named: the run has its name already, so that it need not be given one.
+        is_new: the run was made to be executed here: it has its name already, and is Running for the server.
         """
         super().__init__(flow=flow, flow_run=flow_run, parameters=flow_run.parameters)
-        self._flow_run_name_set = is_named
+        self._flow_run_name_set = is_new
+        self._is_new = is_new
         self._is_cancelled = False
 
     async def run(self) -> None:
@@ -38,6 +39,14 @@ class InProcessEngine(AsyncFlowRunEngine[..., Any]):
     def cancel(self) -> None:
         """Take what ends the run from now on for the wish of a person, not for a crash."""
         self._is_cancelled = True
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        """Tell the server, unless it is what the server was told when the run was made."""
+        if self._is_new and state.is_running():
+            self._is_new = False
+            await self.call_hooks()
+            return self.state
+        return await super().set_state(state, force=force)
 
     @property
     def heartbeat_seconds(self) -> None:

@@ -90,10 +90,14 @@ class Executions:
         """It is this process that executes the run from now on."""
         self._under_way[flow_run_id] = _Execution()
 
-    async def execute(self, flow_run: FlowRun, flow: Flow[..., Any], *, is_named: bool) -> None:
-        """Execute an added run to its end; its state is reported by the flow engine."""
+    async def execute(self, flow_run: FlowRun, flow: Flow[..., Any], *, is_new: bool) -> None:
+        """Execute an added run to its end; its state is reported by the flow engine.
+
+        Args:
+            is_new: it was made as Running, to be executed here.
+        """
         execution = self._under_way[flow_run.id]
-        engine = InProcessEngine(flow, flow_run, is_named=is_named)
+        engine = InProcessEngine(flow, flow_run, is_new=is_new)
         with anyio.CancelScope() as scope:
             execution.engine, execution.scope = engine, scope
             if execution.is_cancelled:

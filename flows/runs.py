@@ -15,7 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType, WorkQueue
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
-from prefect.states import Pending, Scheduled
+from prefect.states import Running, Scheduled
 
 from blocks.event_log import EventLog
 from flows.loading import load
@@ -70,8 +70,8 @@ class Runs:
     """Creates the flow runs of one deployment, at most one live run per piece of work.
 
     With a worker of the deployment's pool, a run is executed there at once where a place is free. Then it
-    is created as Pending, so that no other worker can take it. All others are Scheduled, for any worker of
-    their queue.
+    is created as Running: no other worker can take it, and the server need not be told again. All others are
+    Scheduled, for any worker of their queue.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Runs:
             return await self._create(deployment, wanted, key, Scheduled()) if may_queue else None
         try:
             details = StateDetails(transition_id=claim)
-            state: State[Any] = Pending(message=f"{self._worker.name} has a place for it", state_details=details)
+            state: State[Any] = Running(message=f"{self._worker.name} executes it", state_details=details)
             run = await self._create(deployment, wanted, key, state)
         except BaseException:
             await self._worker.give_back(claim)

@@ -141,6 +141,8 @@ def prefect_server(settings: Settings, home: Home, port: int, postgres: Postgres
         # It has more statements than the 100 that are kept prepared by default, and so prepares most of them anew.
         "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_PREPARED_STATEMENT_CACHE_SIZE": "1000",
         "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_STATEMENT_CACHE_SIZE": "1000",
+        # Connections beyond these end at once, and are opened anew for the next question.
+        "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "15",
         **process_environment(settings, own_object_storage=False),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url("prefect", "postgresql+asyncpg"),
         # It has no authentication: at least no web page of another site may talk to it.
