@@ -26,6 +26,8 @@ COOKIE = "archiver"
 MAX_PARAMETERS = 50
 # A request to the storage is given up after so long.
 STORE_SECONDS = 5.0
+# Who reads does not wait for a stream that is away.
+STREAM_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Services:
     settings: Settings
     engine: Engine
     log: EventLog
+    """For reading: it is told soon that Redis is away."""
+    patient_log: EventLog
+    """For notices, which must not get lost: it waits for a Redis that restarts."""
     store: ObjectStore
     expiry_rules: ExpiryRules
     warnings: Warnings
@@ -51,13 +56,15 @@ class Services:
         """
         settings.require("database_url", "redis_url", "aws_access_key_id", "aws_secret_access_key")
         store = ObjectStore.from_settings(settings).within(STORE_SECONDS)
-        log = EventLog.from_settings(settings)
+        patient_log = EventLog.from_settings(settings)
+        log = patient_log.within(STREAM_SECONDS)
         rules = ExpiryRules(store)
         return cls(
             settings=settings,
             # Only the state-manager writes; PostgreSQL makes sure that we don't.
             engine=create_engine(settings).execution_options(postgresql_readonly=True),
             log=log,
+            patient_log=patient_log,
             store=store,
             expiry_rules=rules,
             warnings=Warnings(log, rules),
@@ -73,6 +80,7 @@ class Services:
         """Give the connections back."""
         self.engine.dispose()
         self.log.close()
+        self.patient_log.close()
         self.checkers.shutdown(wait=False, cancel_futures=True)
 
 

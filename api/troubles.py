@@ -38,9 +38,8 @@ def what_became_of_its_object(timestep: Timestep, services: Services) -> Iterato
     """What is not as it was at the upload."""
     if timestep.key is None:
         return
-    hasty = {"timeout_seconds": STORE_SECONDS, "patience_seconds": 0}
     try:
-        difference = find_difference(timestep, services.store.model_copy(update=hasty))
+        difference = find_difference(timestep, services.store.within(STORE_SECONDS))
     except ObjectStoreError as error:
         logger.warning("Timestep %s: the storage can't be asked for its object: %s", timestep.id, error)
         yield "its object can't be looked at: object storage can't be reached"

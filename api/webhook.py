@@ -77,7 +77,7 @@ def _append(reading: Reading, services: Services) -> Receipt:
     receipt = Receipt(matched=[], unknown=[], refused=reading.refused)
     for notice in reading.archived:
         timestep_id = known.get(notice.key)
-        services.log.append(LogEvent.of(notice.model_copy(update={"timestep_id": timestep_id}), SOURCE))
+        services.patient_log.append(LogEvent.of(notice.model_copy(update={"timestep_id": timestep_id}), SOURCE))
         (receipt.matched if timestep_id else receipt.unknown).append(notice.key)
     logger.info(
         "surf-archiver's notice: %d keys matched, %d unknown, %d entries refused",

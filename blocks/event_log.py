@@ -7,7 +7,7 @@ from typing import Self, cast
 
 import redis
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -54,6 +54,8 @@ class EventLog(Block):
     url: SecretStr = Field(description="Redis, as redis://:password@host:port/db.")
     stream: str = Field("timesteps", description="Name of the stream.")
 
+    _hasty_seconds: float | None = PrivateAttr(None)
+
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """The log of this installation.
@@ -64,16 +66,22 @@ class EventLog(Block):
         settings.require("redis_url")
         return cls(url=cast(SecretStr, settings.redis_url))
 
+    def within(self, seconds: float) -> Self:
+        """This log, for who would rather be told that Redis is away than wait for it any longer than that."""
+        log = type(self)(url=self.url, stream=self.stream)
+        log._hasty_seconds = seconds
+        return log
+
     @cached_property
     def redis(self) -> redis.Redis:
         """The connection, which reconnects by itself after Redis restarts."""
         return redis.Redis.from_url(
             self.url.get_secret_value(),
             decode_responses=True,
-            socket_connect_timeout=5,
-            socket_timeout=30,
+            socket_connect_timeout=self._hasty_seconds or 5,
+            socket_timeout=self._hasty_seconds or 30,
             health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=5),
+            retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries=0 if self._hasty_seconds else 5),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
 
