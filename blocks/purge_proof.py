@@ -68,14 +68,14 @@ def prove_object(
         raise NotProven("its upload was not proven")
     if row.sha256 is None:
         raise NotProven("it was found in the bucket, and not read since; run `archiver rebuild --read-whole`")
-    if needs_tape and row.archived_at is None:
+    if needs_tape and not timestep.notices:
         raise NotProven("it is not known to be on tape")
-    if needs_tape and not (timestep.is_announced or trusts_tags):
+    if needs_tape and not trusts_tags and all(notice.etag for notice in timestep.notices):
         raise NotProven(
             "that it is on tape is known from its tag alone, and surf-archiver leaves that behind where it takes an "
             "archive back; have archives announced by the webhook, or set purge_trusts_tags"
         )
-    if row.archived_at is None:
+    if not timestep.notices:
         age = datetime.now(UTC) - row.uploaded_at
         left = days_left(rules, row.key, age)
         if left is not None and left < _LASTS_DAYS:

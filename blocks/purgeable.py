@@ -1,6 +1,6 @@
 """Which timesteps were uploaded long enough ago to look at their files, as the database knows it. Only reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -12,6 +12,7 @@ from sqlmodel import Session, col, or_, select
 
 from blocks.messages import Archived, Ingested, Uploaded
 from blocks.proven_object import Image
+from blocks.replaced import replaced_objects
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 
 _PAGE = 200
@@ -33,8 +34,8 @@ class Purgeable:
     """Of the image directory when the upload, or the copy it was made of, read it; None where nobody said so."""
     copy_state: str | None
     """Of the copy in staging when the upload read it."""
-    is_announced: bool
-    """Whether a notice said that the object is on tape; a tag alone may speak of an archive that was taken back."""
+    notices: Sequence[Archived]
+    """That say the object is on tape, as it is now. Those with an ETag tell what a tag says, the others an archive."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ class PurgeableTimesteps:
         first = select(event.data).where(event.timestep_id == row.id, event.type == Ingested.type)
         # The one that the row tells of.
         last = select(event.data).where(event.timestep_id == row.id, event.type == Uploaded.type)
-        notices = select(event.data).where(event.type == Archived.type, event.key == row.key)
+        told = select(event.data).where(event.type == Archived.type, event.key == row.key)
         since = row.archived_at
         with Session(self._engine) as session:
-            said = session.exec(notices.where(event.time >= since)).all() if since else []
+            said = session.exec(told.where(event.time >= since)).all() if since else []
             data = session.exec(first.order_by(col(event.time), col(event.id))).first()
             upload = session.exec(last.order_by(col(event.time).desc(), col(event.id).desc())).first() or {}
             images = session.exec(select(TimestepImage).where(TimestepImage.timestep_id == row.id)).all()
@@ -104,9 +105,13 @@ class PurgeableTimesteps:
             if not images:
                 raise NotProven("it is not known what is in its object")
             known = {image.name: Image(**image.model_dump(exclude={"timestep_id"})) for image in images}
+            is_replaced = row.id in replaced_objects(session, {cast(str, row.key)})
         ingested = Ingested.model_validate(data)
-        is_announced = any(notice.get("etag") is None for notice in said)
-        return Purgeable(row, ingested, known, upload.get("source_state"), upload.get("copy_state"), is_announced)
+        notices = [Archived.model_validate(notice) for notice in said]
+        if is_replaced:
+            # One that does not name its ETag may be late, and about the object that was there before.
+            notices = [notice for notice in notices if notice.etag == row.etag]
+        return Purgeable(row, ingested, known, upload.get("source_state"), upload.get("copy_state"), notices)
 
     def check_unshared(self, row: Timestep) -> None:
         """Make sure that no other timestep has its images in the same directory, or in one above or below.

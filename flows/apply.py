@@ -26,9 +26,9 @@ from blocks.messages import (
     StagingPurged,
     Uploaded,
 )
+from blocks.replaced import replaced_objects
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 from flows.history import keep_history
-from flows.replaced import replaced_objects
 from flows.timestep_row import TELLING, Said, timestep_row
 
 # The number of PostgreSQL's advisory lock under which one writer at a time derives; any will do.
@@ -93,10 +93,14 @@ def _derive_archived(session: Session, keys: set[str]) -> None:
     replaced = replaced_objects(session, keys)
     _set_archived(session, first, among(Timestep.key, keys), ~among(Timestep.id, replaced))
     for id, since in replaced.items():
-        # An archive keeps one member per key, whatever its bytes were. The history has every notice.
+        # An archive keeps one member per key, whatever its bytes were. The history has every notice; one that does not
+        # name the object's ETag may be late, and about the other.
         event = TimestepEvent
         notices = select(func.min(event.time)).where(
-            event.type == Archived.type, col(event.key) == col(Timestep.key), event.time > since
+            event.type == Archived.type,
+            col(event.key) == col(Timestep.key),
+            event.time > since,
+            col(event.data)["etag"].as_string() == col(Timestep.etag),
         )
         _set_archived(session, notices.scalar_subquery(), col(Timestep.id) == id)
 

@@ -103,9 +103,13 @@ def failed(event: ImagingEvent, reason: str = "the share is away", attempt: int 
     )
 
 
-def archived(key: str, archive: str = "/tape/images/20261101_004/20261123.tar", job: int = 1) -> Archived:
+def archived(
+    key: str, archive: str = "/tape/images/20261101_004/20261123.tar", job: int = 1, etag: str | None = None
+) -> Archived:
     """Its object is in a tape archive."""
-    return Archived(timestep_id=None, job_id=UUID(int=job), date=date(2026, 11, 23), archive=archive, key=key)
+    return Archived(
+        timestep_id=None, job_id=UUID(int=job), date=date(2026, 11, 23), archive=archive, key=key, etag=etag
+    )
 
 
 def purged(

@@ -18,12 +18,14 @@ from sqlmodel import Session, select
 
 from blocks import deletion, mounts
 from blocks.lease import Lease, LeaseLost
-from blocks.messages import Ingested, SourcePurged
+from blocks.messages import Ingested, LogEvent, SourcePurged
 from blocks.purgeable import PurgeableTimesteps
 from blocks.source_file import find_sources
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 from flows.outcome import reject
 from flows.purge import SourcePurge
+from flows.reconcile import announcement
+from flows.upload import upload
 from tests.images import alter
 from tests.purging import Lab, image_of, overwrite_object
 
@@ -350,6 +352,26 @@ def test_what_is_not_on_tape_stays_where_policy_says_so(lab: Lab) -> None:
     (outcome,) = lab.purge(purge_needs_tape=False)
     assert outcome.kept == ""
     assert lab.files() == {}
+
+
+def test_a_notice_that_may_be_about_the_object_before_this_one_is_no_tape_copy(lab: Lab) -> None:
+    timestep = lab.drop()
+    sent = upload(timestep, lab.settings, lab.store, lab.log)
+    before = sent.model_copy(update={"sha256": "0" * 64, "etag": "another"})
+    for said in (before, sent):
+        lab.log.append(LogEvent.of(said, "test"))
+    lab.archive(timestep)
+    lab.record()
+    # As an older release may have recorded it, too.
+    for archived_at in (None, sent.started_at):
+        _set(lab, archived_at=archived_at)
+        assert [outcome.kept for outcome in lab.purge(purge_trusts_tags=True)] == ["it is not known to be on tape"]
+    _set(lab, archived_at=None)
+    lab.log.append(LogEvent.of(announcement(sent.key, timestep.timestep_id, sent.etag), "reconcile-archive"))
+    lab.record()
+    (outcome,) = lab.purge()
+    assert "known from its tag alone" in outcome.kept
+    assert [outcome.files for outcome in lab.purge(purge_trusts_tags=True)] == [4]
 
 
 def test_what_the_bucket_itself_deletes_soon_stays_until_it_is_on_tape(lab: Lab) -> None:

@@ -423,13 +423,16 @@ def test_a_notice_of_an_archive_is_not_about_an_object_that_came_later(engine: E
     first, other = uploaded(event), uploaded(event, sha256="cd" * 32, etag="another")
     late = uploaded(event, sha256="cd" * 32, etag="another", modified_at=NOON + timedelta(seconds=6))
     told = [said(ingested(event)), said(first, 1), said(archived(event.key), 2)]
-    again = said(archived(event.key, job=2), 5)
+    late_notice = said(archived(event.key, job=2), 5)
+    tagged, tagged_before = (said(archived(event.key, job=3, etag=etag), 5) for etag in (other.etag, first.etag))
     for events, archived_at in (
         (told, 2),
         ([*told, said(uploaded(event, sha256=None), 3)], 2),  # the same, found in the bucket
         ([*told, said(other, 3)], None),
-        ([*told, said(other, 3), again], 5),
-        ([*told, said(late, 3), again], None),  # the store's clock says that it came after the notice
+        ([*told, said(other, 3), late_notice], None),  # it does not say which of the two
+        ([*told, said(other, 3), late_notice, tagged_before], None),
+        ([*told, said(other, 3), late_notice, tagged], 5),
+        ([*told, said(late, 3), tagged], None),  # the store's clock says that it came after the notice
     ):
         for order in (events, events[::-1]):
             empty(engine)

@@ -45,6 +45,7 @@ SAYINGS: st.SearchStrategy[EventData] = st.sampled_from(EVENTS).flatmap(
             withdrawn(event),  # which counts only for what is synthetic
             archived(event.key),
             archived(event.key, job=2),
+            archived(event.key, job=3, etag="another"),  # a tag's
             purged(event, SourcePurged),
             purged(event, StagingPurged),
         ]
@@ -79,10 +80,10 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(event=st.sampled_from(EVENTS), seconds=SECONDS, back=st.booleans())
     def replace(self, event: ImagingEvent, seconds: int, back: bool) -> None:
-        """An object is archived, and replaced by another; said in either order."""
+        """An object is archived, and replaced by another, which is archived too; said in either order."""
         system = system_of(event)
         other = uploaded(event, system, sha256="cd" * 32, etag="another")
-        told = [uploaded(event, system), archived(event.key), other]
+        told = [uploaded(event, system), archived(event.key), other, archived(event.key, job=3, etag="another")]
         for offset, data in list(enumerate(told))[:: -1 if back else 1]:
             self.say(data, seconds + offset, False)
 
@@ -133,18 +134,20 @@ class Deliveries(RuleBasedStateMachine):
         record_waiting(self.log, self.engine, consumer, limit, linger_seconds=0.001)
 
     def _on_tape(self, event: ImagingEvent) -> list[datetime]:
-        """When archives got the present object: where there was another before, only since it is this one."""
+        """When archives got the present object: where there was another before, only by what names this one's ETag."""
         uploads = [
-            said
+            (said.time, said.id, said.data.etag)
             for said in self.first.values()
             if isinstance(said.data, Uploaded) and said.data.timestep_id == event.timestep_id
         ]
-        etags = {said.data.etag for said in uploads if isinstance(said.data, Uploaded)}
-        since = max(said.time for said in uploads)
+        since, _, present = max(uploads)
+        is_replaced = len({etag for _, _, etag in uploads}) > 1
         notices = [
-            said.time for said in self.first.values() if isinstance(said.data, Archived) and said.data.key == event.key
+            (said.time, said.data.etag)
+            for said in self.first.values()
+            if isinstance(said.data, Archived) and said.data.key == event.key
         ]
-        return [at for at in notices if len(etags) == 1 or at > since]
+        return [at for at, etag in notices if not is_replaced or (at > since and etag == present)]
 
     def _expected(self) -> dict[UUID, dict[str, Any]]:
         expected = {}

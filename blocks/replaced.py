@@ -25,10 +25,13 @@ def replaced_objects(session: Session, keys: set[str]) -> dict[UUID, datetime]:
         .group_by(col(event.timestep_id))
         .having(func.count() > 1)
     )
+    again = session.exec(uploads).all()
+    if not again:
+        return {}
     said: dict[UUID, list[tuple[datetime, Uploaded]]] = {}
     for id, at, data in session.exec(
         select(event.timestep_id, event.time, event.data)
-        .where(among(event.timestep_id, session.exec(uploads).all()), event.type == Uploaded.type)
+        .where(among(event.timestep_id, again), event.type == Uploaded.type)
         .order_by(col(event.time), col(event.id))
     ):
         said.setdefault(cast(UUID, id), []).append((at, Uploaded.model_validate({"images": [], **data})))
