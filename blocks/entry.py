@@ -54,7 +54,7 @@ class Entry:
     @cached_property
     def _event(self) -> LogEvent:
         try:
-            return LogEvent.model_validate_json(self.fields["event"])
+            return LogEvent.read(self.fields["event"], self.type)
         except KeyError:
             raise UnreadableEntry(f"stream entry {self.id} has no field 'event'") from None
         except ValidationError as error:

@@ -7,11 +7,21 @@ ignore the second.
 
 import hashlib
 import json
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 
 from blocks.event_file import ImagingEvent
 from blocks.proven_object import Proof, ProvenObject
@@ -199,8 +209,8 @@ DATA_TYPES: dict[str, type[EventData]] = {
 SCHEMA_VERSION = 1
 
 
-class LogEvent(BaseModel):
-    """One entry of the stream: a CloudEvent around what happened."""
+class _Event(BaseModel):
+    """A CloudEvent around what happened."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -224,6 +234,14 @@ class LogEvent(BaseModel):
             )
         return value
 
+
+# For each type of event, what reads it from JSON straight into its own model.
+_READERS = {name: create_model(data.__name__, __base__=_Event, data=(data, ...)) for name, data in DATA_TYPES.items()}
+
+
+class LogEvent(_Event):
+    """One entry of the stream: a CloudEvent around what happened."""
+
     @field_validator("data", mode="before")
     @classmethod
     def _by_type(cls, value: Any, info: ValidationInfo) -> Any:
@@ -233,6 +251,19 @@ class LogEvent(BaseModel):
         if name not in DATA_TYPES:
             raise ValueError(f"unknown event type {name!r}; known are {', '.join(DATA_TYPES)}")
         return DATA_TYPES[name].model_validate(value)
+
+    @classmethod
+    def read(cls, document: str, type: str) -> "LogEvent":
+        """The event in a JSON document that is said to be of this type: that takes half as long as finding out.
+
+        Raises:
+            pydantic.ValidationError: when it is none of ours.
+        """
+        with suppress(KeyError, ValidationError):
+            event = _READERS[type].model_validate_json(document)
+            if event.type == type:
+                return cls.model_construct(event.model_fields_set, **dict(event))
+        return cls.model_validate_json(document)
 
     @classmethod
     def of(cls, data: EventData, source: str) -> Self:

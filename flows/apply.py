@@ -5,13 +5,13 @@ history of what the events are about. So neither the order nor the number of del
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID, uuid5
 
-from sqlalchemy import delete, func, tuple_, update
-from sqlmodel import Session, col, select
+from sqlalchemy import ColumnElement, delete, func, tuple_, update
+from sqlmodel import Session, SQLModel, col, select
 
 from blocks.bulk import among, copy, upsert
 from blocks.event_log import Entry
@@ -19,6 +19,7 @@ from blocks.messages import (
     DATA_TYPES,
     Archived,
     Cleared,
+    EventData,
     Ingested,
     LogEvent,
     Rejected,
@@ -29,7 +30,7 @@ from blocks.messages import (
 from blocks.replaced import replaced_objects
 from blocks.tables import Archive, ArchiveMember, RejectedEventFile, Timestep, TimestepEvent, TimestepImage
 from flows.history import keep_history
-from flows.timestep_row import TELLING, Said, timestep_row
+from flows.timestep_row import TELLING, timestep_row
 
 # The number of PostgreSQL's advisory lock under which one writer at a time derives; any will do.
 _WRITER_LOCK = 7_303_014_002
@@ -53,9 +54,7 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     session.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
     news, event_files = keep_history(session, events)
     ids = {event.data.timestep_id for event in news}
-    timesteps = _derive_timesteps(
-        session, {event.data.timestep_id for event in news if isinstance(event.data, TELLING)}
-    )
+    timesteps = _derive_timesteps(session, [event for event in news if isinstance(event.data, TELLING)])
     _derive_purged(session, ids)
     _keep_images(session, timesteps, [event.data for event in news if isinstance(event.data, Uploaded)])
     archived_keys = _keep_archives(session, [event for event in news if isinstance(event.data, Archived)])
@@ -63,25 +62,36 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     _derive_rejections(session, event_files)
 
 
-def _derive_timesteps(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, dict[str, Any]]:
+def _derive_timesteps(session: Session, news: Sequence[LogEvent]) -> dict[UUID, dict[str, Any]]:
     """Compute the rows of timesteps from their histories; all but what purges and archives say about them.
+
+    Args:
+        news: what the history did not say before.
 
     Returns:
         The rows. What was withdrawn has none any more.
     """
+    history: dict[UUID, list[tuple[datetime, UUID, EventData]]] = defaultdict(list)
+    for new in news:
+        history[cast(UUID, new.data.timestep_id)].append((new.time, new.id, new.data))
     event = TimestepEvent
-    history: dict[UUID, list[Said]] = defaultdict(list)
-    for id, type, at, data in session.exec(
-        select(event.timestep_id, event.type, event.time, event.data)
-        .where(among(event.timestep_id, ids), col(event.type).in_([data.type for data in TELLING]))
-        .order_by(col(event.time), col(event.id))
+    for id, type, at, event_id, data in session.exec(
+        select(event.timestep_id, event.type, event.time, event.id, event.data).where(  # type: ignore[call-overload]
+            among(event.timestep_id, history),
+            col(event.type).in_([data.type for data in TELLING]),
+            ~among(event.id, [new.id for new in news]),
+        )
     ):
-        history[cast(UUID, id)].append((at, DATA_TYPES[type].model_validate({"images": [], **data})))
-    rows = {id: row for id, said in history.items() if (row := timestep_row(said))}
+        history[id].append((at, event_id, DATA_TYPES[type].model_validate({"images": [], **data})))
+    rows = {}
+    for id, said in history.items():
+        in_order = sorted(said, key=lambda one: one[:2])
+        if row := timestep_row([(at, data) for at, _, data in in_order]):
+            rows[id] = row
     upsert(session, Timestep, list(rows.values()))
     if withdrawn := history.keys() - rows.keys():
-        session.execute(delete(TimestepImage).where(among(TimestepImage.timestep_id, withdrawn)))
-        session.execute(delete(Timestep).where(among(Timestep.id, withdrawn)))
+        _delete(session, TimestepImage, among(TimestepImage.timestep_id, withdrawn))
+        _delete(session, Timestep, among(Timestep.id, withdrawn))
     return rows
 
 
@@ -140,15 +150,19 @@ def _derive_purged(session: Session, ids: Iterable[UUID | None]) -> None:
 def _keep_images(session: Session, timesteps: dict[UUID, dict[str, Any]], uploads: Iterable[Uploaded]) -> None:
     """Replace the images of the timesteps whose object is what one of these uploads sent."""
     current = {
-        upload.timestep_id: upload
+        str(upload.timestep_id): upload
         for upload in uploads
         if (row := timesteps.get(upload.timestep_id)) and upload.sha256 == row["sha256"]
     }
     if not current:
         return
-    session.execute(delete(TimestepImage).where(among(TimestepImage.timestep_id, current)))
+    _delete(session, TimestepImage, among(TimestepImage.timestep_id, current))
     images = ((id, image) for id, upload in current.items() for image in upload.images)
     copy(session, TimestepImage, ((id, image.name, image.offset, image.size, image.sha256) for id, image in images))
+
+
+def _delete(session: Session, table: type[SQLModel], which: ColumnElement[bool]) -> None:
+    session.execute(delete(table).where(which).execution_options(synchronize_session=False))
 
 
 def _keep_archives(session: Session, notices: Iterable[LogEvent]) -> set[str]:
@@ -172,6 +186,12 @@ def _derive_rejections(session: Session, files: set[tuple[str, str]]) -> None:
     It is over when the file was taken in since, or when its episode was cleared, whenever that was said.
     """
     event = TimestepEvent
+    systems, paths = {system for system, _ in files}, {path for _, path in files}
+    of_them = (among(event.system, systems), among(event.event_file, paths), event.type == Rejected.type)
+    # Hardly any ever was.
+    files = files.intersection(session.exec(select(event.system, event.event_file).where(*of_them)))
+    if not files:
+        return
     telling = (Ingested.type, Rejected.type, Cleared.type)
     rejections: dict[tuple[str, str], tuple[datetime, UUID, Rejected]] = {}
     cleared: set[UUID] = set()

@@ -24,12 +24,18 @@ def keep_history(
     for entry_id, event in sorted(events, key=lambda said: _precedence(said[1].time, said[0])):
         first.setdefault(event.id, (entry_id, event))
     row = TimestepEvent
-    for id, at, known_entry_id in session.exec(select(row.id, row.time, row.entry_id).where(among(row.id, first))):
+    files: set[tuple[str | None, str | None]] = set()
+    for id, at, known_entry_id, system, file in session.exec(
+        select(row.id, row.time, row.entry_id, row.system, row.event_file).where(  # type: ignore[call-overload]
+            among(row.id, first)
+        )
+    ):
         entry_id, event = first[id]
         if _precedence(at, known_entry_id) <= _precedence(event.time, entry_id):
             del first[id]
-    # What is replaced may have named another event file: several may announce the same timestep.
-    files = set(session.exec(select(row.system, row.event_file).where(among(row.id, first))))
+        else:
+            # What is replaced may have named another event file: several may announce the same timestep.
+            files.add((system, file))
     rows = [_history_row(entry_id, event) for entry_id, event in first.values()]
     upsert(session, TimestepEvent, rows)
     files |= {(row["system"], row["event_file"]) for row in rows}

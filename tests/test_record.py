@@ -304,6 +304,16 @@ def test_unknown_fields_and_odd_characters_are_kept(engine: Engine) -> None:
     assert timestep.announced["metadata"] == {"note": "µm \0 end", "nested": {"z": [1, 2]}}
 
 
+@pytest.mark.parametrize("name", ["a\tb", "a\nb\r", "a\\tb\\", "\\.", "\\N", "µ '\"%s, {}"])
+def test_any_name_of_an_image_is_kept_beside_others(engine: Engine, name: str) -> None:
+    event = announced()
+    upload = uploaded(event)
+    images = [*upload.images, upload.images[0].model_copy(update={"name": name})]
+    apply_said(engine, said(ingested(event)), said(upload.model_copy(update={"images": images}), 1))
+    found = {row["name"]: row for row in rows(engine)["TimestepImage"]}
+    assert found == {image.name: {"timestep_id": event.timestep_id, **image.model_dump()} for image in images}
+
+
 def test_a_second_rejection_replaces_the_first(engine: Engine) -> None:
     apply_said(engine, said(rejected(reason="it is not JSON"), 1), said(rejected(reason="plate is missing"), 2))
     with Session(engine) as session:
