@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import prefect
 import pytest
@@ -135,6 +135,8 @@ def test_the_jobs_of_a_kubernetes_work_pool_are_as_the_pods() -> None:
     assert used == properties.keys()
     assert {name for name, variable in properties.items() if "default" not in variable} == {"command", "name", "labels"}
     assert (job["kind"], pod["restartPolicy"], job["spec"]["backoffLimit"]) == ("Job", "Never", 0)
+    # Prefect's worker takes no other job.
+    assert (container["name"], pod["parallelism"], pod["completions"]) == ("prefect-job", 1, 1)
     assert (container["args"], container["env"]) == ("{{ command }}", "{{ env }}")
     assert properties["image"]["default"] == worker["image"]
     env = {entry["name"]: entry["value"] for entry in worker["env"] if "value" in entry}
@@ -170,6 +172,6 @@ def test_a_kubernetes_worker_may_make_jobs_and_no_more() -> None:
 
 
 def _pod(file: str) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load((ROOT / "deploy/kubernetes" / file).read_text())
-    pod: dict[str, Any] = document["spec"]["template"]["spec"]
-    return pod
+    documents = yaml.safe_load_all((ROOT / "deploy/kubernetes" / file).read_text())
+    (pod,) = [document["spec"]["template"]["spec"] for document in documents if "template" in document.get("spec", {})]
+    return cast(dict[str, Any], pod)
