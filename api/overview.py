@@ -102,6 +102,16 @@ class StateStatus(BaseModel):
     )
 
 
+class RedisStatus(BaseModel):
+    """How full Redis is, which holds the stream."""
+
+    used_bytes: int = Field(description="Of its memory.", examples=[600_000_000])
+    limit_bytes: int | None = Field(
+        description="With so many, it refuses to be told more; null where it has no limit of its own.",
+        examples=[1_572_864_000],
+    )
+
+
 class Status(BaseModel):
     """How the whole system does. A part that can't be asked is null, and `problems` says why."""
 
@@ -109,6 +119,7 @@ class Status(BaseModel):
     problems: list[str] = Field(description="What can't be asked.", examples=[[]])
     state: StateStatus | None = Field(description="What the database says.")
     groups: list[GroupStatus] | None = Field(description="What the stream says.")
+    redis: RedisStatus | None = Field(description="How full Redis is.")
     event_files_waiting: int | None = Field(
         description="Event files that are neither taken in nor rejected, as the event-ingester saw them in the last "
         "hour; null where it saw none of its systems in that time.",
@@ -119,10 +130,12 @@ class Status(BaseModel):
 def read_status(services: Services) -> Status:
     """Ask database and stream, of which either may be away."""
     now = datetime.now(UTC)
-    status = Status(at=now, problems=[], state=None, groups=None, event_files_waiting=None)
+    status = Status(at=now, problems=[], state=None, groups=None, redis=None, event_files_waiting=None)
     try:
         status.groups = [_read_group(services.log, group, now) for group in GROUPS]
         status.event_files_waiting = _event_files_waiting(services.log.systems.all(), now)
+        memory = services.log.memory
+        status.redis = RedisStatus(used_bytes=memory.used, limit_bytes=memory.limit)
     except (RedisError, ArchiverError) as error:
         logger.warning("The stream can't be asked how the system does: %s", error)
         status.problems.append("The stream can't be reached, or was not set up: run `archiver init`.")

@@ -16,6 +16,7 @@ from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRules
 from blocks.flight_outcome import FlightOutcome, Verdict
+from blocks.redis_memory import RedisMemory
 from blocks.system_seen import SystemSeen
 
 logger = logging.getLogger(__name__)
@@ -104,10 +105,16 @@ class Warnings:
         self._good_until = 0.0
 
     def read(self, session: Session, now: datetime) -> EarlyWarnings:
-        """All of them; without those about disks and flight checks while Redis is away."""
+        """All of them; without those that Redis tells of while it is away."""
         if self._known is None or time.monotonic() >= self._good_until:
             early = EarlyWarnings.of(
-                session, self._systems(), self._rules.read(), now, self._flight(), self._not_uploading
+                session,
+                self._systems(),
+                self._rules.read(),
+                now,
+                self._flight(),
+                self._not_uploading,
+                self._memory(),
             )
             self._known = early
             self._good_until = time.monotonic() + REMEMBER_SECONDS
@@ -129,6 +136,13 @@ class Warnings:
             return self._log.flights.last()
         except RedisError as error:
             logger.warning("The stream can't be asked how the last flight check ended: %s", error)
+            return None
+
+    def _memory(self) -> RedisMemory | None:
+        try:
+            return self._log.memory
+        except RedisError as error:
+            logger.warning("Redis can't be asked how full it is: %s", error)
             return None
 
     def _systems(self) -> list[SystemSeen]:

@@ -1,4 +1,4 @@
-"""What will go wrong if nobody does anything: systems that fell silent, disks that fill, objects that expire.
+"""What will go wrong if nobody does anything: silent systems, disks and a Redis that fill, objects that expire.
 
 Computed from the database, and from what others have seen. Only reads.
 """
@@ -15,6 +15,7 @@ from sqlmodel import Session, col, func, select
 from blocks.disk_outlook import DiskOutlook, disk_outlooks
 from blocks.expiry import ExpiryRule
 from blocks.flight_outcome import FlightOutcome
+from blocks.redis_memory import RedisMemory
 from blocks.system_seen import SystemSeen
 from blocks.tables import Timestep, TimestepState, TimestepTally, of_microscopes
 
@@ -58,6 +59,8 @@ class EarlyWarnings:
     """Systems whose timesteps wait for room in staging, and why."""
     unreached: dict[str, int]
     """How many timesteps wait of each system that no upload-worker reaches."""
+    memory: RedisMemory | None
+    """How full Redis is."""
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class EarlyWarnings:
         now: datetime,
         flight: FlightOutcome | None = None,
         not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
+        memory: RedisMemory | None = None,
     ) -> "EarlyWarnings":
         """What will go wrong, as far as it can be told now.
 
@@ -76,6 +80,7 @@ class EarlyWarnings:
             rules: by which the bucket deletes objects.
             flight: how the last flight check ended.
             not_uploading: tells of systems which of them no upload-worker reaches.
+            memory: how full Redis is.
         """
         return cls(
             silent=silent_systems(session, now),
@@ -85,6 +90,7 @@ class EarlyWarnings:
             flight=flight,
             no_room={seen.name: seen.waits_for_room for seen in systems if seen.waits_for_room},
             unreached=unreached_systems(session, now, not_uploading),
+            memory=memory,
         )
 
     @property
@@ -107,6 +113,7 @@ class EarlyWarnings:
         count = f"{self.expiring:,}" if self.expiring < _COUNTED else f"more than {_COUNTED - 1:,}"
         expiring = [f"objects not on tape that the bucket's lifecycle rules delete within 3 days: {count}"]
         flight = self.flight.warning() if self.flight else None
+        memory = self.memory.warning() if self.memory else None
         waiting = [
             f"{self.names[system]} waits for room in staging, so nothing more is taken in: {why}"
             for system, why in self.no_room.items()
@@ -117,6 +124,7 @@ class EarlyWarnings:
             *silent,
             *waiting,
             *(disk.sentence() for disk in self.filling),
+            *([memory] if memory else []),
             *(expiring if self.expiring else []),
         ]
 

@@ -23,6 +23,7 @@ from blocks.flight_outcome import FlightOutcomes
 from blocks.flow_run_marks import FlowRunMarks
 from blocks.messages import LogEvent
 from blocks.reach import Reach
+from blocks.redis_memory import RedisMemory
 from blocks.settings import Settings
 from blocks.system_seen import SystemsSeen
 from blocks.waits import Waits
@@ -109,6 +110,11 @@ class EventLog(Block):
     def reach(self) -> Reach:
         """Which systems the living workers reach, over the same connection."""
         return Reach(self.redis, self.stream)
+
+    @property
+    def memory(self) -> RedisMemory:
+        """How full Redis is now."""
+        return RedisMemory.of(self.redis)
 
     @property
     def flow_runs(self) -> FlowRunMarks:

@@ -1,7 +1,6 @@
 """What `archiver init --check` asks the services: whether each answers, lets us in, and is as we need it."""
 
 import asyncio
-import math
 import time
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -29,9 +28,6 @@ from flows.notification import notification_block
 
 # S3 refuses requests that are signed by a clock which is wrong by 15 minutes. That is no time to begin to care.
 CLOCK_SECONDS = 120
-
-# Of what it may have; then it refuses to be told more.
-FULL = 0.8
 
 INIT = "`archiver init` does that"
 _LOCK_PREFECT = (
@@ -68,12 +64,14 @@ def stream(settings: Settings) -> str:
         try:
             seconds, microseconds = log.redis.time()
             _same_time("Redis'", seconds + microseconds / 1e6)
-            memory = log.redis.info("memory")
+            memory = log.memory
             durable = log.is_durable()
         except RedisError as error:
             raise Wrong(f"ARCHIVER_REDIS_URL: {error}") from error
-        if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction":
-            raise Wrong(f"Redis drops what it likes when it is full: its maxmemory-policy is {policy}, not noeviction")
+        if memory.policy != "noeviction":
+            raise Wrong(
+                f"Redis drops what it likes when it is full: its maxmemory-policy is {memory.policy}, not noeviction"
+            )
         try:
             for group in GROUPS:
                 log.backlog(group)
@@ -82,9 +80,8 @@ def stream(settings: Settings) -> str:
     advice = (
         [] if durable else ["Redis keeps no append-only file: with it, the last events are lost. Set appendonly yes"]
     )
-    full = memory["used_memory"] / (memory.get("maxmemory") or math.inf)
-    if full > FULL:
-        advice.append(f"Redis is {full:.0%} full: shorten ARCHIVER_STREAM_DAYS, or raise its maxmemory")
+    if filling := memory.warning():
+        advice.append(filling)
     server = urlsplit(log.url.get_secret_value())
     if not (server.password or is_loopback(server.hostname or "localhost")):
         advice.append(_LOCK_REDIS)

@@ -15,6 +15,7 @@ from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.flight_outcome import FlightOutcome
 from blocks.object_store import ObjectStore
+from blocks.redis_memory import RedisMemory
 from blocks.settings import get_settings
 from blocks.system_seen import SystemSeen
 from blocks.tables import RejectedEventFile, Timestep, TimestepState, of_microscopes
@@ -45,7 +46,9 @@ def _report(now: datetime) -> str:
     engine = create_engine(settings)
     try:
         with closing(EventLog.from_settings(settings)) as log:
-            return report(engine, now, log.systems.all(), rules, log.flights.last(), log.reach.not_uploading)
+            return report(
+                engine, now, log.systems.all(), rules, log.flights.last(), log.reach.not_uploading, log.memory
+            )
     finally:
         engine.dispose()
 
@@ -57,6 +60,7 @@ def report(
     rules: Sequence[ExpiryRule] = (),
     flight: FlightOutcome | None = None,
     not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
+    memory: RedisMemory | None = None,
 ) -> str:
     """What happened in the day before `now`, and what somebody should look after, as lines of text.
 
@@ -65,9 +69,11 @@ def report(
         rules: by which the bucket deletes objects.
         flight: how the last flight check ended.
         not_uploading: tells of systems which of them no upload-worker reaches.
+        memory: how full Redis is.
     """
     with Session(engine) as session:
-        return "\n".join(_lines(session, now, EarlyWarnings.of(session, systems, rules, now, flight, not_uploading)))
+        early = EarlyWarnings.of(session, systems, rules, now, flight, not_uploading, memory)
+        return "\n".join(_lines(session, now, early))
 
 
 def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[str]:

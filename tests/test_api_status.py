@@ -1,5 +1,7 @@
 """How the whole system does: the status, and the metrics that are made of it."""
 
+import math
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -94,6 +96,20 @@ def test_metrics_tell_the_same(busy: TestClient) -> None:
         }.items()
     )
     assert 0 < figures["archiver_group_oldest_waiting_seconds state-manager"] < 60
+
+
+def test_a_redis_that_fills_is_told_before_it_refuses(client: TestClient, event_log: EventLog) -> None:
+    limit = int(event_log.memory.used / 0.9)
+    event_log.redis.config_set("maxmemory", limit)
+    try:
+        figures = read_metrics(client)
+        status = client.get("/api/1/status").json()
+    finally:
+        event_log.redis.config_set("maxmemory", 0)
+    assert figures["archiver_redis_limit_bytes"] == status["redis"]["limit_bytes"] == limit
+    assert 0.8 < figures["archiver_redis_used_bytes"] / limit < 1
+    (warning,) = status["state"]["warnings"]
+    assert re.fullmatch(r"Redis is \d\d% full: shorten ARCHIVER_STREAM_DAYS, or raise its maxmemory", warning)
 
 
 def test_a_system_that_fell_silent_is_told(client: TestClient, engine: Engine, event_log: EventLog) -> None:
@@ -197,7 +213,9 @@ def test_nothing_happened_yet(client: TestClient) -> None:
     assert status["state"]["timesteps"] == {"ingested": 0, "uploaded": 0, "archived": 0, "failed": 0}
     assert status["state"]["done_in_seconds"] == 0
     assert [group["oldest_waiting_seconds"] for group in status["groups"]] == [None, None]
-    assert read_metrics(client)["archiver_timesteps archived"] == 0
+    figures = read_metrics(client)
+    assert figures["archiver_timesteps archived"] == 0
+    assert figures["archiver_redis_limit_bytes"] == math.inf
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_every_alarm_is_about_a_metric(client: TestClient) -> None:
     metrics = client.get("/metrics").text
     for rule in ALARMS:
         for metric in re.findall(r"archiver_\w+", rule["expr"]):
-            assert re.search(rf"^{metric}[ {{]", metrics, re.MULTILINE), metric
+            assert re.search(rf"^(# TYPE )?{metric}[ {{]", metrics, re.MULTILINE), metric
 
 
 @pytest.mark.parametrize("page", [path.name for path in (ROOT / "docs").glob("*.md")])

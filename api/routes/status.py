@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from api.deps import ServicesDep
-from api.overview import GroupStatus, StateStatus, Status, read_status
+from api.overview import GroupStatus, RedisStatus, StateStatus, Status, read_status
 from api.warnings import DiskRow, FlightCheckRow
 
 router = APIRouter(tags=["operating"])
@@ -56,6 +56,8 @@ class _Figures(Collector):
             yield from _of_state(self._status.state)
         if self._status.groups is not None:
             yield from _of_groups(self._status.groups)
+        if self._status.redis:
+            yield from _of_redis(self._status.redis)
         if self._status.event_files_waiting is not None:
             yield GaugeMetricFamily(
                 "archiver_waiting_event_files",
@@ -128,6 +130,12 @@ def _of_disks(disks: list[DiskRow]) -> Iterator[Metric]:
             value = getattr(disk, name)
             metric.add_metric([disk.directory], math.inf if value is None else value)
         yield metric
+
+
+def _of_redis(redis: RedisStatus) -> Iterator[Metric]:
+    yield GaugeMetricFamily("archiver_redis_used_bytes", "Bytes that Redis holds in memory.", redis.used_bytes)
+    limit = math.inf if redis.limit_bytes is None else redis.limit_bytes
+    yield GaugeMetricFamily("archiver_redis_limit_bytes", "With so many, it refuses to be told more.", limit)
 
 
 def _of_groups(groups: list[GroupStatus]) -> Iterator[Metric]:
