@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
+import anyio
 from prefect.client.orchestration import PrefectClient, get_client
 
 from blocks.event_log import EventLog
 from blocks.settings import Settings, get_settings
 from flows.runs import Runs
 from flows.sweep import keep_swept
-from flows.worker import InProcessWorker, serve
+from flows.worker import InProcessWorker
 
 Companion = Callable[[], Coroutine[None, None, None]]
 
@@ -34,9 +35,17 @@ class Entrypoint:
         return Runs(deployment, self.client, self.log, self.worker)
 
     async def serve(self, *companions: Companion) -> None:
-        """Execute the pool's runs, and run the companions beside them, until a signal."""
-        beat = get_settings().heartbeat_file
-        await serve(self.worker, *companions, lambda: keep_swept(self.worker, self.name, self.client, self.log, beat))
+        """Execute the pool's runs, and run the companions beside them, until cancelled.
+
+        What is under way then is handed back; it is not acknowledged yet, so it is taken up again by whichever worker
+        is there.
+        """
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.worker.start)
+            beat = get_settings().heartbeat_file
+            group.start_soon(keep_swept, self.worker, self.name, self.client, self.log, beat)
+            for companion in companions:
+                group.start_soon(companion)
 
 
 @asynccontextmanager

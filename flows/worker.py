@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -262,15 +262,3 @@ async def _wait_for_prefect() -> None:
         while error := await client.api_healthcheck():
             logger.warning("Waiting for the Prefect server: %s: %s", type(error).__name__, error)
             await asyncio.sleep(PREFECT_SECONDS)
-
-
-async def serve(worker: InProcessWorker, *companions: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a worker and what belongs to the same entrypoint until cancelled.
-
-    What is under way then is handed back; it is not acknowledged yet, so it is taken up again by
-    whichever worker is there.
-    """
-    async with anyio.create_task_group() as group:
-        group.start_soon(worker.start)
-        for companion in companions:
-            group.start_soon(companion)

@@ -32,12 +32,20 @@ from tests.watching import Ingest
 
 # What takes longest begins first, so that processes that share the tests end together.
 LONGEST = (
-    "test_end_to_end",
     "test_operations",
+    "test_end_to_end",
     "test_compose_processes",
-    "test_image",
     "test_worker",
+    "test_execution",
+    "test_image",
+    "test_never_lost",
+    "test_prefect_page",
     "test_dispatch",
+    "test_hostile_corpus",
+    "test_secrets",
+    "test_flight_check",
+    "test_reach",
+    "test_check",
     "test_init",
     "test_embedded",
     "test_object_store",
