@@ -59,6 +59,8 @@ def development(tmp_path_factory: pytest.TempPathFactory) -> Compose:
 
 def test_all_parts_are_there(production: Compose, development: Compose) -> None:
     entrypoints = {*ENTRYPOINTS, "init"}
+    for compose in (production, development):
+        assert len({compose.services[name]["image"] for name in entrypoints}) == 1
     servers = {"prefect", "postgres", "redis", "traefik"}
     assert set(production.services) == entrypoints | servers | {"rabbitmq"}
     assert set(development.services) == entrypoints | servers | {"s3", "mock-microscope"}
@@ -77,10 +79,21 @@ def test_nobody_is_root(compose: Compose) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_nothing_but_traefik_is_published_and_that_on_loopback(compose: Compose) -> None:
-    assert {name: service["ports"] for name, service in compose.services.items() if service.get("ports")} == {
-        "traefik": ["127.0.0.1:80:80"]
+def test_nothing_but_traefik_is_published_and_that_on_loopback(production: Compose) -> None:
+    assert _published(production) == {"traefik": ["127.0.0.1:80:80"]}
+
+
+def test_a_developer_reaches_the_servers_from_this_machine_alone(development: Compose) -> None:
+    assert _published(development) == {
+        "traefik": ["127.0.0.1:80:80"],
+        "postgres": ["127.0.0.1:15432:5432"],
+        "redis": ["127.0.0.1:16379:6379"],
+        "prefect": ["127.0.0.1:14200:4200"],
     }
+
+
+def _published(compose: Compose) -> dict[str, list[str]]:
+    return {name: service["ports"] for name, service in compose.services.items() if service.get("ports")}
 
 
 def test_every_service_has_limits_and_a_policy(compose: Compose) -> None:
