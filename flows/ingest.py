@@ -25,6 +25,7 @@ from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.again import elsewhere, tell, try_again
+from flows.looks import look_at
 from flows.outcome import reject, take_in, with_images
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -69,12 +70,16 @@ async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bo
         ImagesMissing: when there is something to wait for.
         InvalidEventFile: when the timestep can't be taken in.
     """
+    earlier = look_at(system, event)
     survey = await asyncio.to_thread(system.survey, event)
     warnings = system.judge(survey, in_time=in_time)
     # Clocks of file servers differ from ours, so only two looks prove that nothing is being written.
     if time.time() - survey.changed_at < max(CLOCKS_DIFFER_SECONDS, system.settle_seconds):
         # Complete images, announced after they were written, are hardly touched again: a short pause will tell.
-        await asyncio.sleep(system.settle_seconds if warnings else min(SECOND_LOOK_SECONDS, system.settle_seconds))
+        pause = system.settle_seconds if warnings else min(SECOND_LOOK_SECONDS, system.settle_seconds)
+        if earlier and earlier.found == survey.found:
+            pause -= time.monotonic() - earlier.at
+        await asyncio.sleep(max(pause, 0.0))
         again = await asyncio.to_thread(system.survey, event, headers=False)
         if again.found != survey.found:
             raise ImagesMissing(f"images in {event.img_dir} are still being written")

@@ -21,6 +21,7 @@ from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
 from flows.examination import Examined, examine
 from flows.hints import Hints
+from flows.looks import take_look
 from flows.outcome import reject
 from flows.pending import Pending, PendingFile
 from flows.runs import Runs
@@ -191,7 +192,7 @@ class SystemWatch:
         def is_done() -> bool:
             return (self._log.register.conclusion(self._name, event_file) or "") != found.conclusion
 
-        driven = await self._runs.drive(
+        drive = self._runs.drive(
             work=f"{subject}:{hashlib.sha256(looks.encode()).hexdigest()[:16]}",
             name=f"ingest {self._name} {event_file}",
             parameters={"system": self._name, "event_file": event_file},
@@ -199,6 +200,8 @@ class SystemWatch:
             is_done=is_done,
             queue=queue_of(self._name),
         )
+        look = [asyncio.to_thread(take_look, self._system, event)] if event else []
+        driven, *_ = await asyncio.gather(drive, *look)
         if driven and driven.state_type == StateType.CANCELLED and not await asyncio.to_thread(is_done):
             reason = "its flow run was cancelled in Prefect; press Retry on that run, or touch the file"
             await asyncio.to_thread(reject, self._system, event_file, event, reason, pending.fingerprint, self._log)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from blocks.image_survey import missing_names
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from flows import ingest
 from flows.ingest import find_images
+from flows.looks import take_look
 from tests.events import announced
 from tests.images import tiff
 
@@ -123,6 +125,36 @@ def test_what_is_missing_of_a_grid_is_known_exactly(
 )
 def test_what_is_missing_of_numbered_names(found: list[str], count: int, missing: list[str]) -> None:
     assert missing_names(found, count) == missing
+
+
+@pytest.mark.parametrize("changed", ["never", "before the run", "during its pause"])
+def test_a_look_that_was_taken_before_the_run_makes_its_pause_shorter(
+    system: ImagingSystem, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    put(system, tiff(), *GRID)
+    event = announced(img_count=len(GRID), img_dir="t1")
+    clock = [1000.0]
+    pauses: list[float] = []
+
+    async def meanwhile(seconds: float) -> None:
+        pauses.append(round(seconds, 3))
+        if changed == "during its pause":
+            put(system, tiff(b"others"), GRID[3])
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(asyncio, "sleep", meanwhile)
+    take_look(system, event)
+    clock[0] += 0.15
+    if changed == "before the run":
+        put(system, tiff(b"others"), GRID[3])
+    with pytest.raises(ImagesMissing, match="still being written") if changed == "during its pause" else nullcontext():
+        asyncio.run(find_images(system, event, in_time=True))
+    assert pauses == [0.2 if changed == "before the run" else 0.05]
+    # It counts for one run only.
+    pauses.clear()
+    with suppress(ImagesMissing):
+        asyncio.run(find_images(system, event, in_time=True))
+    assert pauses == [0.2]
 
 
 @pytest.mark.parametrize("clock", [0.0, 3600.0, -3600.0])
