@@ -16,6 +16,9 @@ _WINDOW = timedelta(hours=24)
 # A disk that is full sooner than this needs somebody's eye, and one that is full later than that does not yet.
 _SOON = timedelta(hours=72)
 _LATE = timedelta(days=30)
+# With less free than both of these, a part of it and bytes, it is full: then nothing more comes, at whatever rate.
+_FULL_PART = 0.01
+_FULL_BYTES = 10e9
 
 # Bytes per system and type of event.
 _Bytes = Mapping[tuple[str, str], float]
@@ -50,16 +53,24 @@ class DiskOutlook:
         return self.waiting / self.upload_rate if self.upload_rate else math.inf
 
     @property
+    def is_full(self) -> bool:
+        """Whether there is hardly room for a timestep more."""
+        return self.free < min(_FULL_PART * self.total, _FULL_BYTES)
+
+    @property
     def is_filling(self) -> bool:
-        """Whether it will be full soon, or before the uploads catch up."""
+        """Whether it is full, or will be soon, or before the uploads catch up."""
+        if self.is_full:
+            return True
         soon = max(_SOON / timedelta(hours=1), min(self.hours_to_upload, _LATE / timedelta(hours=1)))
         return self.hours_left < soon
 
     def sentence(self) -> str:
         """All of it, for a person."""
         uploads = "never" if math.isinf(self.hours_to_upload) else f"in {self.hours_to_upload:.0f} hours"
+        when = "is full" if self.is_full else f"will be full in {self.hours_left:.0f} hours"
         return (
-            f"{self.directory} will be full in {self.hours_left:.0f} hours: {_size(self.free)} of {_size(self.total)} "
+            f"{self.directory} {when}: {_size(self.free)} of {_size(self.total)} "
             f"are free, {_size(self.rate_in)} come and {_size(self.rate_out)} leave per hour; what waits for its "
             f"upload ({_size(self.waiting)}) is done {uploads}"
         )

@@ -25,6 +25,8 @@ _FEWEST = 6
 # A system is silent after so many of its own intervals, and not sooner than after some minutes.
 _INTERVALS = 3.0
 _SOONEST = timedelta(minutes=10)
+# After that it is no news: a system that was taken down would be an alarm for ever.
+_NO_NEWS = timedelta(days=30)
 # What waits for its upload for less than this may be about to begin.
 _WAITS = timedelta(minutes=2)
 # So long before the bucket deletes an object, somebody has to be told; and so many are counted.
@@ -143,7 +145,8 @@ def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
         # Several positions are imaged within one round: rounds make the cadence, not the seconds between positions.
         pauses = [gap for gap in gaps if gap > max(gaps) / 10]
         cadence = timedelta(seconds=statistics.median(pauses or gaps))
-        if now - stamps[0] > max(_INTERVALS * cadence, _SOONEST):
+        silent_for = now - stamps[0] - max(_INTERVALS * cadence, _SOONEST)
+        if timedelta() < silent_for < _NO_NEWS:
             silent.append(SilentSystem(system, stamps[0], cadence))
     return silent
 
@@ -174,7 +177,7 @@ def expiring_objects(session: Session, rules: Sequence[ExpiryRule], now: datetim
     doomed = [
         and_(
             col(Timestep.key).startswith(rule.prefix, autoescape=True),
-            col(Timestep.uploaded_at) < now - timedelta(days=rule.days) + _EXPIRES_WITHIN,
+            col(Timestep.uploaded_at) < rule.dooms_before(now + _EXPIRES_WITHIN),
         )
         for rule in rules
     ]

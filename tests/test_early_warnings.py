@@ -50,6 +50,8 @@ def test_a_system_is_silent_after_several_of_its_own_intervals(engine: Engine) -
     assert silent(engine, 1.9) == []
     assert silent(engine, 2.1) == ["hourly"]
     assert silent(engine, 60) == ["daily", "hourly"]
+    # Whoever had to hear of it has by now.
+    assert silent(engine, 40 * 24) == []
 
 
 def test_rounds_of_many_positions_make_the_cadence(engine: Engine) -> None:
@@ -88,6 +90,14 @@ def test_a_disk_lasts_as_long_as_more_comes_than_goes(engine: Engine) -> None:
     assert outlook(engine, seen(at=NOON + 25 * HOUR), hours=25).hours_left == math.inf
     apply(engine, said(purged(events[0], SourcePurged)))
     assert outlook(engine, seen()).rate_out == pytest.approx(20480 / 24)
+
+
+def test_a_disk_that_is_full_already_is_told_though_nothing_comes_any_more(engine: Engine) -> None:
+    now = outlook(engine, seen(source=Disk(device="host:1", directory="/data", free=10**9, total=10**12)))
+    assert (now.hours_left, now.is_filling) == (math.inf, True)
+    assert now.sentence().startswith("/data is full: 1.0 GB of 1000.0 GB are free")
+    roomy = Disk(device="host:1", directory="/data", free=10**10, total=10**12)
+    assert not outlook(engine, seen(source=roomy)).is_filling
 
 
 def test_a_disk_is_filling_that_is_full_before_the_uploads_catch_up(engine: Engine) -> None:
@@ -141,6 +151,8 @@ def test_objects_that_expire_without_a_tape_copy_are_counted(engine: Engine) -> 
         assert expiring_objects(session, rules, NOON - HOUR) == 1
         assert expiring_objects(session, [ExpiryRule("", 3)], NOON - HOUR) == 2
         assert expiring_objects(session, [ExpiryRule("", 30)], NOON + HOUR) == 0
+        assert expiring_objects(session, [ExpiryRule("images/", on=NOON + 3 * 24 * HOUR)], NOON) == 2
+        assert expiring_objects(session, [ExpiryRule("images/", on=NOON + 4 * 24 * HOUR)], NOON) == 0
         assert expiring_objects(session, [], NOON + 1000 * HOUR) == 0
         early = EarlyWarnings.of(session, [seen(source=disk(1))], rules, NOON - HOUR)
     assert early.sentences()[-1].endswith("lifecycle rules delete within 3 days: 1")

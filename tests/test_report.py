@@ -61,7 +61,7 @@ def test_the_report_calls_systems_as_people_do_and_tells_what_will_go_wrong(engi
     hourly = [announced(timestamp=NOON - timedelta(hours=number)) for number in range(5, 12)]
     with Session(engine) as session, session.begin():
         apply_events(session, delivered(*(said(ingested(event), -5 * HOURS) for event in hourly)))
-    disk = Disk(device="host:1", directory="/data/prince", free=10**9, total=10**12)
+    disk = Disk(device="host:1", directory="/data/prince", free=10**11, total=10**12)
     seen = SystemSeen(name="prince", display_name="Prince, room 12", at=NOON, source=disk, staging=None)
     lines = report(engine, NOON, [seen]).splitlines()
     assert "taken in: 7 (Prince, room 12 7)" in lines
