@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from blocks.fresh_stat import fresh_stat
 from blocks.source_file import SourceFile
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,7 +42,7 @@ def delete_files(
         fence()
         try:
             with _parent_of(home, path) as parent:
-                now = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
+                now = fresh_stat(path.name, dir_fd=parent)
                 # Where a file has several names, its time of change is when we deleted the one before.
                 expected = replace(file, ctime_ns=now.st_ctime_ns) if file.inode in gone else file
                 if not expected.is_still(now):

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -15,54 +15,93 @@ logger = logging.getLogger(__name__)
 # Rules change rarely; so long what was read of them is used again.
 REMEMBER_SECONDS = 60.0
 
+# What a storage answers that has no rules for a bucket, or knows of no such thing.
+_NONE = ("NoSuchLifecycleConfiguration", "NotImplemented")
+
+
+class RulesUnknown(Exception):
+    """It can't be told when the bucket deletes objects; the message says why."""
+
 
 @dataclass(frozen=True)
 class ExpiryRule:
-    """Objects below a prefix are deleted after so many days."""
+    """Objects below a prefix are deleted: so many days after they were stored, or all of them from a day on."""
 
     prefix: str
-    days: int
+    days: int | None = None
+    on: datetime | None = None
+    is_for_tagged: bool = False
+    """Only what has a tag."""
+
+    def deletes_at(self, stored_at: datetime) -> datetime:
+        """When it deletes what was stored at a moment."""
+        return self.on if self.on is not None else stored_at + timedelta(days=self.days or 0)
+
+    def dooms_before(self, moment: datetime) -> datetime:
+        """It deletes by that moment what was stored before the one returned."""
+        if self.on is not None:
+            return moment if self.on <= moment else datetime.min.replace(tzinfo=UTC)
+        return moment - timedelta(days=self.days or 0)
 
 
 class ExpiryRules:
-    """The bucket's lifecycle rules that delete objects."""
+    """The lifecycle rules that delete objects: of the store's bucket, or of another one there."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._rules: list[ExpiryRule] = []
-        self._good_until = 0.0
+        # By bucket, and until when that is good.
+        self._known: dict[str, tuple[list[ExpiryRule] | RulesUnknown, float]] = {}
 
     def read(self) -> list[ExpiryRule]:
-        """The rules; none where they can't be read, which is logged."""
-        if time.monotonic() >= self._good_until:
-            try:
-                self._rules = _read(self._store)
-            except (ClientError, BotoCoreError) as error:
-                logger.warning("The lifecycle rules of bucket %s can't be read: %s", self._store.bucket_name, error)
-                self._rules = []
-            self._good_until = time.monotonic() + REMEMBER_SECONDS
-        return self._rules
+        """Those for objects that are not tagged as being on tape; none where they can't be read, which is logged."""
+        try:
+            return [rule for rule in self.ask(self._store.bucket_name) if not rule.is_for_tagged]
+        except RulesUnknown:
+            return []
+
+    def ask(self, bucket: str) -> list[ExpiryRule]:
+        """All rules of a bucket.
+
+        Raises:
+            RulesUnknown: when they can't be read.
+        """
+        rules, good_until = self._known.get(bucket, ([], 0.0))
+        if time.monotonic() >= good_until:
+            rules = self._read(bucket)
+            self._known[bucket] = rules, time.monotonic() + REMEMBER_SECONDS
+        if isinstance(rules, RulesUnknown):
+            raise rules
+        return rules
+
+    def _read(self, bucket: str) -> list[ExpiryRule] | RulesUnknown:
+        try:
+            return _read(self._store, bucket)
+        except (ClientError, BotoCoreError) as error:
+            reason = f"the lifecycle rules of bucket {bucket} can't be read: {error}"
+            logger.warning("%s%s", reason[0].upper(), reason[1:])
+            return RulesUnknown(reason)
 
 
-def _read(store: ObjectStore) -> list[ExpiryRule]:
+def _read(store: ObjectStore, bucket: str) -> list[ExpiryRule]:
     try:
-        answer = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket_name)
+        answer = store.client.get_bucket_lifecycle_configuration(Bucket=bucket)
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") == "NoSuchLifecycleConfiguration":
+        if error.response.get("Error", {}).get("Code") in _NONE:
             return []
         raise
     rules = []
     for rule in answer["Rules"]:
-        days = rule.get("Expiration", {}).get("Days")
-        chosen = rule.get("Filter", {})
-        # Rules for tagged objects are for those that are on tape.
-        if rule["Status"] == "Enabled" and days and not (chosen.get("Tag") or chosen.get("And", {}).get("Tags")):
-            prefix = chosen.get("Prefix") or chosen.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
-            rules.append(ExpiryRule(prefix, days))
+        expiration, chosen = rule.get("Expiration", {}), rule.get("Filter", {})
+        both = chosen.get("And", {})
+        days, on = expiration.get("Days"), expiration.get("Date")
+        if rule["Status"] == "Enabled" and (days or on):
+            # Whatever else narrows a rule may still leave our objects to it.
+            prefix = chosen.get("Prefix") or both.get("Prefix") or rule.get("Prefix") or ""
+            rules.append(ExpiryRule(prefix, days, on, bool(chosen.get("Tag") or both.get("Tags"))))
     return rules
 
 
-def days_left(rules: Sequence[ExpiryRule], key: str, age: timedelta) -> float | None:
-    """Days until the first of these rules deletes an object of this age; None where none does."""
-    days = [rule.days for rule in rules if key.startswith(rule.prefix)]
-    return round(min(days) - age / timedelta(days=1), 2) if days else None
+def days_left(rules: Sequence[ExpiryRule], key: str, stored_at: datetime, now: datetime) -> float | None:
+    """Days until the first of these rules deletes an object; None where none does."""
+    ends = [rule.deletes_at(stored_at) for rule in rules if key.startswith(rule.prefix)]
+    return round((min(ends) - now) / timedelta(days=1), 2) if ends else None

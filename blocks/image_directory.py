@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from blocks.errors import ArchiverError
 from blocks.event_file import InvalidEventFile
@@ -68,6 +68,7 @@ def image_directory(system: Path, img_dir: str) -> Path:
         raise InvalidEventFile(f"its image directory {img_dir} leads through a symbolic link")
     if not real.is_dir():
         raise InvalidEventFile(f"its image directory {img_dir} is not a directory")
-    if real.is_relative_to(home / "events"):
+    # By whatever name: many a share takes EVENTS for the same directory.
+    if (home / PurePosixPath(img_dir).parts[0]).samefile(home / "events"):
         raise InvalidEventFile(f"its image directory {img_dir} is the directory of the event files")
     return system / img_dir

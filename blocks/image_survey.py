@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from blocks.event_file import InvalidEventFile
+from blocks.fresh_stat import fresh_stat
 from blocks.tiff import DamagedTiff, check_tiff
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
@@ -44,7 +45,8 @@ class Survey:
         """
         found, faults = {}, {}
         for name, path in _images(directory):
-            status = path.lstat()
+            # To read a header, its mount has to ask for the file anyway.
+            status = path.lstat() if headers else fresh_stat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise InvalidEventFile(f"image {path.name!a} is not a regular file")
             found[name] = _state(status)

@@ -6,14 +6,14 @@ The proof comes from the object itself, asked now, and from the files, compared 
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from blocks.event_file import InvalidEventFile
-from blocks.expiry import ExpiryRule, days_left
+from blocks.expiry import ExpiryRules, RulesUnknown, days_left
+from blocks.fresh_stat import fresh_stat
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Proof
@@ -48,14 +48,15 @@ def prove_object(
     *,
     needs_tape: bool,
     trusts_tags: bool = False,
-    rules: Sequence[ExpiryRule] = (),
+    rules: ExpiryRules | None = None,
 ) -> list[str]:
     """Make sure that the object was proven at its upload and is still there as it was.
 
     Args:
         needs_tape: a tape copy has to be known.
         trusts_tags: known from the object's tag alone, too.
-        rules: by which the bucket deletes objects. One that is not on tape has to last for some time.
+        rules: by which the bucket deletes objects, where that matters. One that is not on tape has to last for some
+            time.
 
     Raises:
         NotProven: when it is not, or the tape copy is needed and not known.
@@ -68,20 +69,18 @@ def prove_object(
         raise NotProven("its upload was not proven")
     if row.sha256 is None:
         raise NotProven("it was found in the bucket, and not read since; run `archiver rebuild --read-whole`")
+    is_announced = any(notice.etag is None for notice in timestep.notices)
+    is_on_tape = bool(timestep.notices) and (is_announced or trusts_tags)
     if needs_tape and not timestep.notices:
         raise NotProven("it is not known to be on tape")
-    if needs_tape and not trusts_tags and all(notice.etag for notice in timestep.notices):
+    if needs_tape and not is_on_tape:
         raise NotProven(
             "that it is on tape is known from its tag alone, and surf-archiver leaves that behind where it takes an "
             "archive back; have archives announced by the webhook, or set purge_trusts_tags"
         )
-    if not timestep.notices:
-        age = datetime.now(UTC) - row.uploaded_at
-        left = days_left(rules, row.key, age)
-        if left is not None and left < _LASTS_DAYS:
-            raise NotProven(f"it is not known to be on tape, and the bucket deletes its object in {left:g} days")
-    if difference := find_difference(row, store):
-        raise NotProven(difference)
+    prove_stored(timestep, store)
+    if rules is not None and not is_on_tape:
+        _prove_lasting(timestep, store, rules)
     checks = [
         f"It was proven when it was uploaded, {row.verified_at:%Y-%m-%d %H:%M:%S} UTC.",
         f"Asked now, the object has the {row.size} bytes, the ETag, the identity and the layout digest it had then.",
@@ -89,6 +88,35 @@ def prove_object(
     if needs_tape:
         checks.append(f"It is on tape since {row.archived_at:%Y-%m-%d %H:%M:%S} UTC.")
     return checks
+
+
+def prove_stored(timestep: Purgeable, store: ObjectStore) -> None:
+    """Make sure that the object is there now, as it was recorded.
+
+    Raises:
+        NotProven: when it is not.
+        ObjectStoreError: when the storage can't be asked.
+    """
+    if difference := find_difference(timestep.row, store):
+        raise NotProven(difference)
+
+
+def _prove_lasting(timestep: Purgeable, store: ObjectStore, rules: ExpiryRules) -> None:
+    row = timestep.row
+    key, bucket, uploaded_at = cast(str, row.key), cast(str, row.bucket), cast(datetime, row.uploaded_at)
+    try:
+        # It has the tag of what is on tape, if that is how we know.
+        matter = [rule for rule in rules.ask(bucket) if timestep.notices or not rule.is_for_tagged]
+    except RulesUnknown as error:
+        raise NotProven(f"it is not known to be on tape, and {error}") from error
+    if not matter:
+        return
+    head = store.model_copy(update={"bucket_name": bucket}).head(key)
+    # What was found in the bucket may have been stored long before anybody said so.
+    stored_at = min(uploaded_at, head.modified_at) if head else uploaded_at
+    left = days_left(matter, key, stored_at, datetime.now(UTC))
+    if left is not None and left < _LASTS_DAYS:
+        raise NotProven(f"it is not known to be on tape, and the bucket deletes its object in {left:g} days")
 
 
 def prove_files(
@@ -143,7 +171,7 @@ def prove_event_file(timestep: Purgeable, system: ImagingSystem) -> SourceFile |
     """
     path = system.directory / timestep.ingested.event_file
     try:
-        file = SourceFile.of(path, path.lstat())
+        file = SourceFile.of(path, fresh_stat(path))
         event = system.read_event(timestep.ingested.event_file)
     except FileNotFoundError:
         return None

@@ -1,13 +1,13 @@
 """Which timesteps were uploaded long enough ago to look at their files, as the database knows it. Only reads."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import cast
+from typing import NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Engine, tuple_
+from sqlalchemy import Engine, text, tuple_
 from sqlmodel import Session, col, or_, select
 
 from blocks.messages import Archived, Ingested, Uploaded
@@ -16,6 +16,21 @@ from blocks.replaced import replaced_objects
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 
 _PAGE = 200
+
+# The image directories of a system and those above them that a share may take for one, as it looks neither at case
+# nor at how an accent is encoded, nor at dots and blanks at an end. More of them than there are do no harm: they are
+# looked up on the share.
+_ALIKE = text("""
+with announced as (
+    select image_dir from timestep where system = :system union select unnest(cast(:more as text[]))
+), spelling as (
+    select array_to_string(parts[1:depth], '/') as path, bool_or(depth = cardinality(parts)) as is_whole
+    from announced, string_to_array(image_dir, '/') as parts, generate_series(1, cardinality(parts)) as depth
+    group by path
+)
+select array_agg(path), array_agg(is_whole) from spelling
+group by lower(regexp_replace(normalize(path, NFKD), '[. ]+(?=/|$)|[^ -~]', '', 'g')) having count(*) > 1
+""")
 
 
 class NotProven(Exception):
@@ -36,6 +51,14 @@ class Purgeable:
     """Of the copy in staging when the upload read it."""
     notices: Sequence[Archived]
     """That say the object is on tape, as it is now. Those with an ETag tell what a tag says, the others an archive."""
+
+
+class Spelling(NamedTuple):
+    """An image directory, or one above it, as somebody announced it."""
+
+    path: str
+    is_whole: bool
+    """Whether it is an image directory itself."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +154,16 @@ class PurgeableTimesteps:
         with Session(self._engine) as session:
             for id, img_dir in session.exec(query.limit(1)):
                 raise NotProven(f"timestep {id} has its images in {img_dir} too")
+
+    def spelled_alike(self, system: str, more: Iterable[str]) -> dict[str, list[Spelling]]:
+        """By image directories and those above them, what else is announced that its share may take for the same one.
+
+        Args:
+            more: image directories that no timestep has, or not yet.
+        """
+        alike: dict[str, list[Spelling]] = {}
+        with Session(self._engine) as session:
+            for paths, wholes in session.connection().execute(_ALIKE, {"system": system, "more": list(more)}):
+                group = [Spelling(*one) for one in zip(paths, wholes, strict=True)]
+                alike |= {one.path: [other for other in group if other != one] for one in group}
+        return alike

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from blocks.fresh_stat import fresh_stat
+
 # What changed so shortly before it was looked at (seconds) may change again and look the same, where times are coarse.
 FRESH_SECONDS = 1.0
 
@@ -73,7 +75,7 @@ class SourceFile:
             yield file
             # By its path: another file may have taken its place while this one was read.
             try:
-                self._compare(os.lstat(self.path))
+                self._compare(fresh_stat(self.path))
             except FileNotFoundError as error:
                 raise SourceChanged(f"{self.path} vanished while it was read") from error
 
@@ -128,9 +130,14 @@ def state_of(files: Mapping[str, SourceFile]) -> str:
 
 
 def settled_state_of(files: Mapping[str, SourceFile]) -> str | None:
-    """Their state, if whatever is done to them from now on gives another one; None where it is too early to say."""
+    """Their state, if whatever is done to them from now on gives another one; None where that can't be said.
+
+    It is too early to say so right after a change, and never said where times are in whole seconds: by a clock that is
+    behind ours, a second that is not over yet looks long past.
+    """
     latest = max((file.ctime_ns for file in files.values()), default=0)
-    return None if latest > (time.time() - FRESH_SECONDS) * 1e9 else state_of(files)
+    is_coarse = all(file.ctime_ns % 1_000_000_000 == 0 for file in files.values())
+    return None if is_coarse or latest > (time.time() - FRESH_SECONDS) * 1e9 else state_of(files)
 
 
 def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, SourceFile]]:
@@ -145,7 +152,7 @@ def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, SourceFile]]:
                 if entry.is_dir(follow_symlinks=False):
                     yield from _walk(path, name + "/")
                 else:
-                    yield name, SourceFile.of(path, entry.stat(follow_symlinks=False))
+                    yield name, SourceFile.of(path, fresh_stat(path))
     except OSError as error:
         raise SourceUnreadable(f"{error.filename or directory} can't be read: {error.strerror}") from error
 

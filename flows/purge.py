@@ -4,8 +4,7 @@ import asyncio
 import errno
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,20 +21,20 @@ from blocks.database import create_engine
 from blocks.deletion import delete_empty_directories, delete_files
 from blocks.discovery import discover_systems
 from blocks.event_log import EventLog
-from blocks.expiry import ExpiryRule, ExpiryRules
-from blocks.fingerprint import Fingerprint
+from blocks.expiry import ExpiryRules
 from blocks.image_directory import SystemAway
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import hold
 from blocks.messages import LogEvent, SourcePurged
 from blocks.mounts import mount_of, mounts_within
 from blocks.object_store import ObjectStore
-from blocks.purge_proof import prove_event_file, prove_files, prove_object
-from blocks.purgeable import NotProven, Outcome, Purgeable, PurgeableTimesteps, title_of
+from blocks.purge_proof import prove_event_file, prove_files, prove_object, prove_stored
+from blocks.purgeable import NotProven, Outcome, PurgeableTimesteps, title_of
 from blocks.settings import Settings, get_settings
 from blocks.staging import Staging
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep
+from flows.claims import Claims
 from flows.elsewhere import ask_elsewhere
 from flows.purge_pass import STAGE, PurgePass
 from flows.purge_staging import StagingPurge
@@ -45,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 # How long it is remembered what was begun to be deleted: longer than a timestep takes to be recorded.
 _REMEMBER_SECONDS = 30 * 24 * 3600
-# A pass may take hours, and meanwhile other event files announce images. After so long they are looked at again.
-_CLAIMS_SECONDS = 60.0
 
 
 class SourcePurge(PurgePass):
@@ -67,12 +64,9 @@ class SourcePurge(PurgePass):
         if self.do_it and mount_of(self.system.directory).is_read_only:
             logger.warning("Nothing of %s is deleted: %s is mounted read-only", name, self.system.directory)
             return
-        rules = ExpiryRules(self.store).read()
-        claims, read_at = self._claims(), time.monotonic()
+        claims, rules = Claims(self.system, self.log, self.timesteps), ExpiryRules(self.store)
         for row in self.timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
             title = title_of(row)
-            if time.monotonic() - read_at > _CLAIMS_SECONDS:
-                claims, read_at = self._claims(), time.monotonic()
             try:
                 yield self.outcome(title, partial(self._purge, row, claims, rules))
             except OSError as error:
@@ -81,14 +75,14 @@ class SourcePurge(PurgePass):
                     return
                 yield Outcome(title, kept=f"{error.filename or title}: {error.strerror}")
 
-    def _purge(self, row: Timestep, claims: dict[str, str], rules: Sequence[ExpiryRule]) -> tuple[int, int]:
+    def _purge(self, row: Timestep, claims: Claims, rules: ExpiryRules) -> tuple[int, int]:
         """Images first, the event file last: until then, everybody can see what is being deleted."""
         timestep = self.timesteps.load(row)
         home, ingested = self.system.directory, timestep.ingested
+        images = home / row.image_dir
         # Whoever uploads the timestep, again or still, reads these files.
         with hold(self.log.redis, lease_name(self.log, row.key or "")) as lease:
-            _check_unclaimed(timestep, claims)
-            self.timesteps.check_unshared(row)
+            claims.check(timestep)
             policy = self.system
             checks = prove_object(
                 timestep,
@@ -98,11 +92,11 @@ class SourcePurge(PurgePass):
                 rules=rules,
             )
             event_file = prove_event_file(timestep, self.system)
-            if Path(os.path.realpath(home / row.image_dir)) != Path(os.path.realpath(home), row.image_dir):
+            if Path(os.path.realpath(images)) != Path(os.path.realpath(home), row.image_dir):
                 raise NotProven(f"{row.image_dir} leads through a symbolic link")
-            if mounted := mounts_within(home / row.image_dir):
+            if mounted := mounts_within(images):
                 raise NotProven(f"something is mounted at {mounted[0]}; its files may belong elsewhere")
-            proven = prove_files(timestep, home / row.image_dir, timestep.source_state, self.compares(home))
+            proven = prove_files(timestep, images, timestep.source_state, self.compares(images))
             begun = self.log.redis.get(f"{self.log.stream}:purging:source:{row.id}")
             if not proven.files and event_file is None and begun is None:
                 raise NotProven("its files are gone, but not by a purge of ours")
@@ -116,6 +110,8 @@ class SourcePurge(PurgePass):
             )
             if not self.do_it:
                 return purged.files, purged.bytes
+            # To compare the files may have taken minutes.
+            prove_stored(timestep, self.store)
             # What will be said of all attempts together, should this one die. It decides about nothing.
             purged = SourcePurged.model_validate_json(cast(str, begun)) if begun else purged
             key = f"{self.log.stream}:purging:source:{row.id}"
@@ -128,29 +124,6 @@ class SourcePurge(PurgePass):
             self.log.append(LogEvent.of(purged, STAGE))
             self.log.register.forget(row.system, ingested.event_file)
             return purged.files, purged.bytes
-
-    def _claims(self) -> dict[str, str]:
-        """The image directories of event files that are not taken in, or not yet; and which files these are."""
-        concluded = self.log.register.concluded(self.system.name)
-        claims = {}
-        for name, status in self.system.event_files():
-            known = concluded.get(name)
-            verdict = Fingerprint.model_validate_json(known) if known else None
-            if verdict and verdict.access is None and verdict.file == Fingerprint.state_of(status):
-                continue
-            if img_dir := self.system.announced_directory(name):
-                claims[img_dir] = name
-        return claims
-
-
-def _check_unclaimed(timestep: Purgeable, claims: dict[str, str]) -> None:
-    own = PurePosixPath(timestep.row.image_dir)
-    for img_dir, event_file in claims.items():
-        other = PurePosixPath(img_dir)
-        if event_file == timestep.ingested.event_file:
-            continue
-        if own.is_relative_to(other) or other.is_relative_to(own):
-            raise NotProven(f"{event_file} announces {img_dir} too")
 
 
 def purge(

@@ -8,7 +8,7 @@ from functools import partial
 from blocks.deletion import delete_empty_directories, delete_files
 from blocks.lease import hold
 from blocks.messages import LogEvent, StagingPurged
-from blocks.purge_proof import prove_files, prove_object
+from blocks.purge_proof import prove_files, prove_object, prove_stored
 from blocks.purgeable import Outcome, title_of
 from blocks.staging import Staging
 from blocks.tables import Timestep
@@ -55,6 +55,7 @@ class StagingPurge(PurgePass):
                 flow_run_id=self.run_id,
             )
             if self.do_it:
+                prove_stored(timestep, self.store)
                 delete_files(home, copy, proven.files, lease.check)
                 # Before the directory goes: as long as it is there, the next pass looks at it.
                 self.log.append(LogEvent.of(purged, STAGE))

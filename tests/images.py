@@ -34,5 +34,7 @@ def alter(path: Path) -> None:
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
-        file.write(b"!")
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([(last + 1) % 256]))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

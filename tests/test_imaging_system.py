@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -285,6 +286,19 @@ def test_an_image_directory_that_leads_elsewhere_is_refused(
     with pytest.raises(InvalidEventFile, match=sentence) as refused:
         system.check_images(announce(system, img_dir=img_dir))
     str(refused.value).encode()
+
+
+def test_the_directory_of_the_event_files_is_no_image_directory_by_another_name_either(system: ImagingSystem) -> None:
+    """As on a share that takes Events and events for one."""
+    events, other = images(system.directory / "events", "a.tif", "b.tif"), system.directory / "Events"
+    other.mkdir()
+    if subprocess.run(["mount", "--bind", str(events), str(other)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        with pytest.raises(InvalidEventFile, match="is the directory of the event files"):
+            system.check_images(announce(system, img_dir="Events"))
+    finally:
+        subprocess.run(["umount", "-l", str(other)], capture_output=True, check=False)
 
 
 def test_a_system_that_is_away_is_not_its_events_fault(system: ImagingSystem) -> None:

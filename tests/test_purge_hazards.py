@@ -7,20 +7,24 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from botocore.exceptions import ClientError
 from sqlalchemy import delete, update
 from sqlmodel import Session, select
 
-from blocks import deletion, mounts
+from blocks import deletion, mounts, s3_object
+from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.lease import Lease, LeaseLost
 from blocks.messages import Ingested, LogEvent, SourcePurged
+from blocks.purge_proof import Proven, prove_files
 from blocks.purgeable import PurgeableTimesteps
-from blocks.source_file import find_sources
+from blocks.source_file import SourceFile, find_sources, settled_state_of, state_of
 from blocks.tables import Timestep, TimestepEvent, TimestepImage
 from flows.outcome import reject
 from flows.purge import SourcePurge
@@ -65,12 +69,36 @@ def _forget_images(lab: Lab, _: Ingested) -> None:
         session.execute(delete(TimestepImage))
 
 
+def _show_as(directory: Path, other: Path) -> None:
+    """One directory by another name, too: as on a share that takes t1 and T1 for one."""
+    other.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["mount", "--bind", str(directory), str(other)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+
+
 def _mount_within(lab: Lab, timestep: Ingested) -> None:
     """Somebody else's directory, which the image directory shows as its own."""
     place = image_of(lab, timestep).parent
-    command = ["mount", "--bind", str(place), str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not permitted here")
+    _show_as(place, place)
+
+
+def _announce_as(lab: Lab, timestep: Ingested, change: Callable[[str], str], below: str = "") -> None:
+    """By another event file, with the directory spelled otherwise."""
+    other = change(timestep.event.img_dir)
+    _show_as(lab.home / timestep.event.img_dir, lab.home / other)
+    _announce_again(lab, timestep, f"{other}{below}")
+
+
+def _announce_above_as(lab: Lab, timestep: Ingested, other: str) -> None:
+    above = PurePosixPath(timestep.event.img_dir).parent
+    _show_as(lab.home / above, lab.home / other)
+    _announce_again(lab, timestep, other)
+
+
+def _drop_as(lab: Lab, timestep: Ingested) -> None:
+    other = timestep.event.img_dir.upper()
+    _show_as(lab.home / timestep.event.img_dir, lab.home / other)
+    _drop_in(lab, other)
 
 
 def _punch(image: Path) -> None:
@@ -190,6 +218,23 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
         "events/another.json announces",
     ),
     "announced by a rejected file": (_announce_in_vain, "events/another.json announces"),
+    "announced by another case": (
+        lambda lab, it: _announce_as(lab, it, str.upper),
+        "on this share,",
+    ),
+    "announced below by another case": (
+        lambda lab, it: _announce_as(lab, it, str.upper, "/Img"),
+        "on this share,",
+    ),
+    "announced by another accent": (
+        lambda lab, it: _announce_as(lab, it, lambda img_dir: f"{img_dir}\u0301"),
+        "on this share,",
+    ),
+    "announced above with a dot": (
+        lambda lab, it: _announce_above_as(lab, it, "20261101_004."),
+        "on this share, 20261101_004 is 20261101_004.,",
+    ),
+    "another timestep by another case": (_drop_as, "on this share,"),
     "another timestep in it": (
         lambda lab, it: _drop_in(lab, f"{it.event.img_dir}/inner"),
         "has its images in",
@@ -201,6 +246,11 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
         "held by another process",
     ),
 }
+
+
+def _unmount(lab: Lab) -> None:
+    for place in mounts.mounts_within(lab.home):
+        subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(("change", "reason"), STAYS.values(), ids=STAYS)
@@ -216,7 +266,44 @@ def test_what_is_not_proven_stays_with_its_reason(
         assert str(outcome).endswith(f": kept, {outcome.kept}")
         assert lab.files() == before
     finally:
-        subprocess.run(["umount", "-l", str(image_of(lab, timestep).parent)], capture_output=True, check=False)
+        _unmount(lab)
+
+
+def test_names_that_are_alike_may_be_of_two_directories(lab: Lab) -> None:
+    for img_dir in ("t1", "T1", "both/t2"):
+        lab.arrived(img_dir=img_dir)
+    try:
+        _show_as(lab.home / "both", lab.home / "Both")
+        lab.arrived(img_dir="Both/t3")
+        assert [outcome.kept for outcome in lab.purge()] == [""] * 4
+    finally:
+        _unmount(lab)
+
+
+def test_an_object_that_goes_while_the_files_are_compared_keeps_them(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    timestep = lab.drop()
+    copy = lab.staging.stage(lab.system.name, timestep.timestep_id, lab.home / timestep.event.img_dir)
+    lab.upload(timestep)
+    before = lab.files()
+    for where, do in (("flows.purge", lab.purge), ("flows.purge_staging", lab.purge_staging)):
+
+        def meanwhile(*args: Any) -> Proven:
+            overwrite_object(lab, timestep)
+            return prove_files(*args)
+
+        monkeypatch.setattr(f"{where}.prove_files", meanwhile)
+        (outcome,) = do()
+        assert "ETag is" in outcome.kept
+        overwrite_object(lab, timestep)
+    assert lab.files() == before
+    assert len(find_sources(copy)) == 3
+
+
+def test_times_in_whole_seconds_say_nothing_of_a_change_in_the_same_second() -> None:
+    file = SourceFile(Path("a.tif"), 1000, 10**18, 10**18, 1)
+    assert settled_state_of({"a.tif": file}) is None
+    files = {"a.tif": file, "b.tif": replace(file, ctime_ns=10**18 + 1)}
+    assert settled_state_of(files) == state_of(files)
 
 
 def test_no_clock_decides_whether_a_file_is_still_what_was_uploaded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +394,8 @@ def test_where_a_file_system_keeps_no_time_of_change_content_decides(
     timestep = lab.drop()
     time.sleep(1.2)
     lab.upload(timestep)
-    (tmp_path / "mountinfo").write_text("1 0 0:1 / / rw - fuse.sshfs host:/ rw\n")
+    below = lab.home / PurePosixPath(timestep.event.img_dir).parts[0]
+    (tmp_path / "mountinfo").write_text(f"1 0 0:1 / / rw - ext4 - rw\n2 0 0:2 / {below} rw - fuse.sshfs host:/ rw\n")
     monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
     (outcome,) = lab.purge()
     assert outcome.kept == ""
@@ -374,25 +462,71 @@ def test_a_notice_that_may_be_about_the_object_before_this_one_is_no_tape_copy(l
     assert [outcome.files for outcome in lab.purge(purge_trusts_tags=True)] == [4]
 
 
-def test_what_the_bucket_itself_deletes_soon_stays_until_it_is_on_tape(lab: Lab) -> None:
-    timestep = lab.drop()
-    lab.upload(timestep, archive=False)
-    rule: Any = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": 10}}
+def _expire(lab: Lab, expiration: dict[str, Any], chosen: dict[str, Any]) -> None:
+    rule: Any = {"ID": "old", "Status": "Enabled", "Filter": chosen, "Expiration": expiration}
     lab.store.client.put_bucket_lifecycle_configuration(
         Bucket=lab.store.bucket_name, LifecycleConfiguration={"Rules": [rule]}
     )
-    assert lab.purge(do_it=False, purge_needs_tape=False)[0].kept == ""
+
+
+def test_what_the_bucket_itself_deletes_soon_stays_until_it_is_on_tape(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timestep = lab.drop()
+    lab.upload(timestep, archive=False)
+    images, tagged = {"Prefix": "images/"}, {"Tag": {"Key": "archived", "Value": "true"}}
+
+    def kept(*, do_it: bool = False) -> str:
+        return lab.purge(do_it=do_it, purge_needs_tape=False)[0].kept
+
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    soon, late = midnight + timedelta(days=2), midnight + timedelta(days=30)
+    for expiration, chosen in (({"Days": 10}, images), ({"Days": 1}, tagged), ({"Date": late}, images)):
+        _expire(lab, expiration, chosen)
+        assert kept() == ""
+    _expire(lab, {"Date": soon}, images)
+    assert "and the bucket deletes its object in " in kept(do_it=True)
+    _expire(lab, {"Days": 10}, images)
     _set(lab, uploaded_at=datetime.now(UTC) - timedelta(days=4))
-    (outcome,) = lab.purge(purge_needs_tape=False)
-    assert outcome.kept == "it is not known to be on tape, and the bucket deletes its object in 6 days"
+    assert kept(do_it=True) == "it is not known to be on tape, and the bucket deletes its object in 6 days"
+    # It may have been stored long before it was found in the bucket.
+    _set(lab, uploaded_at=datetime.now(UTC))
+    assert kept() == ""
+    real = s3_object.head
+
+    def long_stored(*which: Any) -> s3_object.ObjectHead | None:
+        head = real(*which)
+        return head and replace(head, modified_at=head.modified_at - timedelta(days=7))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_object, "head", long_stored)
+        assert kept(do_it=True).endswith("deletes its object in 3 days")
+    # With nothing but the tag, it is as good as not on tape; and the tag lets it expire.
+    _expire(lab, {"Days": 5}, tagged)
+    head = lab.store.head(timestep.event.key)
+    assert head is not None
+    lab.log.append(LogEvent.of(announcement(head.key, timestep.timestep_id, head.etag), "reconcile-archive"))
+    lab.record()
+    assert kept(do_it=True).endswith("deletes its object in 5 days")
     lab.archive(timestep)
     lab.record()
+    assert kept(do_it=True) == ""
+
+
+def test_where_it_can_not_be_told_what_the_bucket_deletes_files_stay(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.upload(lab.drop(), archive=False)
+
+    def refuse(*_rest: object) -> list[ExpiryRule]:
+        raise ClientError({"Error": {"Code": "AccessDenied"}}, "GetBucketLifecycleConfiguration")
+
+    monkeypatch.setattr("blocks.expiry._read", refuse)
     (outcome,) = lab.purge(purge_needs_tape=False)
-    assert outcome.kept == ""
+    assert f"the lifecycle rules of bucket {lab.store.bucket_name} can't be read" in outcome.kept
+    assert ExpiryRules(lab.store).read() == []
 
 
 def test_an_event_file_that_comes_during_a_long_pass_counts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.purge._CLAIMS_SECONDS", -1.0)
+    monkeypatch.setattr("flows.claims._REMEMBER_SECONDS", -1.0)
     timesteps = [lab.arrived() for _ in range(2)]
     system = lab.system
     outcomes = SourcePurge(system, PurgeableTimesteps(lab.engine), lab.store, lab.log, do_it=True).run()
@@ -401,6 +535,44 @@ def test_an_event_file_that_comes_during_a_long_pass_counts(lab: Lab, monkeypatc
     _announce_again(lab, left)
     assert "events/another.json announces" in next(outcomes).kept
     assert image_of(lab, left).exists()
+
+
+def test_what_another_machine_alters_counts_though_the_mount_remembers_how_it_was(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "events").mkdir(parents=True)
+    (lab.home / "events").rmdir()
+    remembering = ["bindfs", "-o", "attr_timeout=60,entry_timeout=60", str(elsewhere), str(lab.home)]
+    if not shutil.which("bindfs") or subprocess.run(remembering, capture_output=True, check=False).returncode:
+        pytest.skip("bindfs is not there, or may not mount")
+    try:
+        before, meanwhile = lab.drop(), lab.drop()
+        time.sleep(1.2)
+        lab.upload(before)
+        lab.upload(meanwhile)
+        real = deletion.delete_files
+
+        def alter_elsewhere(timestep: Ingested) -> None:
+            image = image_of(lab, timestep)
+            remembered = image.lstat()
+            alter(elsewhere / image.relative_to(lab.home))
+            assert image.lstat().st_ctime_ns == remembered.st_ctime_ns
+
+        def delete(*args: Any) -> None:
+            alter_elsewhere(meanwhile)
+            real(*args)
+
+        monkeypatch.setattr("flows.purge.delete_files", delete)
+        alter_elsewhere(before)
+        first, second = lab.purge()
+        assert "another content" in first.kept
+        assert "is not the file any more that was compared" in second.kept
+        seen = lab.system.survey(before.event)
+        alter_elsewhere(before)
+        assert lab.system.survey(before.event, headers=False).found != seen.found
+    finally:
+        _unmount(lab)
 
 
 @pytest.mark.parametrize("what", ["another file", "a link"])

@@ -62,7 +62,7 @@ def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, service
     rules = services.expiry_rules.read()
 
     def show(row: Row[Any]) -> AtRisk:
-        left = days_left(rules, row.key, now - row.uploaded_at)
+        left = days_left(rules, row.key, row.uploaded_at, now)
         return AtRisk.model_validate({**row._asdict(), "days_left": left})
 
     waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns())
