@@ -3,20 +3,22 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from botocore.exceptions import BotoCoreError, ClientError
-
+from blocks.event_file import TimestepType
+from blocks.lifecycle import read_lifecycle
+from blocks.object_errors import ObjectStoreError, Refused
 from blocks.object_store import ObjectStore
+from blocks.s3_wire import S3Wire
 
 logger = logging.getLogger(__name__)
 
 # Rules change rarely; so long what was read of them is used again.
 REMEMBER_SECONDS = 60.0
 
-# What a storage answers that has no rules for a bucket, or knows of no such thing.
-_NONE = ("NoSuchLifecycleConfiguration", "NotImplemented")
+# What a storage answers that knows of no such thing: nobody can have given it a rule.
+_NO_LIFECYCLE = "NotImplemented"
 
 
 class RulesUnknown(Exception):
@@ -32,6 +34,13 @@ class ExpiryRule:
     on: datetime | None = None
     is_for_tagged: bool = False
     """Only what has a tag."""
+    name: str = field(default="without a name", compare=False)
+
+    @property
+    def is_for_timesteps(self) -> bool:
+        """Whether the keys that it is for can be those of timesteps."""
+        homes = [f"{type.prefix}/" for type in TimestepType if type is not TimestepType.FLIGHT_CHECK]
+        return any(home.startswith(self.prefix) or self.prefix.startswith(home) for home in homes)
 
     def deletes_at(self, stored_at: datetime) -> datetime:
         """When it deletes what was stored at a moment."""
@@ -75,29 +84,30 @@ class ExpiryRules:
 
     def _read(self, bucket: str) -> list[ExpiryRule] | RulesUnknown:
         try:
-            return _read(self._store, bucket)
-        except (ClientError, BotoCoreError) as error:
+            return _read(self._store.model_copy(update={"bucket_name": bucket}).wire)
+        except ObjectStoreError as error:
             reason = f"the lifecycle rules of bucket {bucket} can't be read: {error}"
             logger.warning("%s%s", reason[0].upper(), reason[1:])
             return RulesUnknown(reason)
 
 
-def _read(store: ObjectStore, bucket: str) -> list[ExpiryRule]:
+def _read(wire: S3Wire) -> list[ExpiryRule]:
     try:
-        answer = store.client.get_bucket_lifecycle_configuration(Bucket=bucket)
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in _NONE:
+        found = read_lifecycle(wire)
+    except Refused as error:
+        if error.code == _NO_LIFECYCLE:
             return []
         raise
     rules = []
-    for rule in answer["Rules"]:
+    for rule in found:
         expiration, chosen = rule.get("Expiration", {}), rule.get("Filter", {})
         both = chosen.get("And", {})
         days, on = expiration.get("Days"), expiration.get("Date")
         if rule["Status"] == "Enabled" and (days or on):
             # Whatever else narrows a rule may still leave our objects to it.
             prefix = chosen.get("Prefix") or both.get("Prefix") or rule.get("Prefix") or ""
-            rules.append(ExpiryRule(prefix, days, on, bool(chosen.get("Tag") or both.get("Tags"))))
+            is_for_tagged = bool(chosen.get("Tag") or both.get("Tags"))
+            rules.append(ExpiryRule(prefix, days, on, is_for_tagged, rule.get("ID", "without a name")))
     return rules
 
 

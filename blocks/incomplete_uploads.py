@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from blocks.event_file import TimestepType
+from blocks.lifecycle import read_lifecycle
 from blocks.object_errors import Refused
 from blocks.s3_wire import S3Wire
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import LifecycleRuleOutputTypeDef
 
 RULE = "abort-incomplete-uploads"
 
@@ -23,7 +19,7 @@ def expire_by_rule(wire: S3Wire, days: int) -> None:
     Raises:
         ObjectStoreError: if the rule can't be set.
     """
-    rules = [rule for rule in _rules(wire) if rule.get("ID") != RULE]
+    rules = [rule for rule in read_lifecycle(wire) if rule.get("ID") != RULE]
     rules.append(
         {
             "ID": RULE,
@@ -46,47 +42,7 @@ def has_rule(wire: S3Wire) -> bool:
     Raises:
         ObjectStoreError: if the store can't be asked.
     """
-    return any("AbortIncompleteMultipartUpload" in rule for rule in _rules(wire) if rule["Status"] == "Enabled")
-
-
-def deleting_rules(wire: S3Wire) -> list[str]:
-    """The names of the lifecycle rules that delete timesteps, whether they are on tape or not.
-
-    Those for tagged objects are left to who made them: surf-archiver tags what it has archived.
-
-    Raises:
-        ObjectStoreError: if the store can't be asked.
-    """
-    return [
-        rule.get("ID", "without a name")
-        for rule in _rules(wire)
-        if rule["Status"] == "Enabled"
-        and {"Days", "Date"} & rule.get("Expiration", {}).keys()
-        and not {"Tag", "Tags"} & {*rule.get("Filter", {}), *rule.get("Filter", {}).get("And", {})}
-        and _is_for_timesteps(rule)
-    ]
-
-
-def _is_for_timesteps(rule: "LifecycleRuleOutputTypeDef") -> bool:
-    """Whether the keys that a rule is for can be those of timesteps."""
-    chosen = rule.get("Filter", {})
-    prefix = chosen.get("Prefix") or chosen.get("And", {}).get("Prefix") or rule.get("Prefix") or ""
-    homes = [f"{type.prefix}/" for type in TimestepType if type is not TimestepType.FLIGHT_CHECK]
-    return any(home.startswith(prefix) or prefix.startswith(home) for home in homes)
-
-
-def _rules(wire: S3Wire) -> "list[LifecycleRuleOutputTypeDef]":
-    try:
-        answer = wire.call(
-            f"reading the lifecycle of {wire.location}",
-            wire.client.get_bucket_lifecycle_configuration,
-            Bucket=wire.bucket,
-        )
-    except Refused as error:
-        if error.code == "NoSuchLifecycleConfiguration":
-            return []
-        raise
-    return answer["Rules"]
+    return any("AbortIncompleteMultipartUpload" in rule for rule in read_lifecycle(wire) if rule["Status"] == "Enabled")
 
 
 @dataclass(frozen=True)

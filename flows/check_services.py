@@ -18,6 +18,7 @@ from blocks import incomplete_uploads
 from blocks.database import create_engine, pending_migrations
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog
+from blocks.expiry import ExpiryRules, RulesUnknown
 from blocks.loopback import is_loopback
 from blocks.object_errors import BucketMissing, ObjectStoreError
 from blocks.object_store import ObjectStore
@@ -97,9 +98,11 @@ def storage(settings: Settings) -> str:
         raise Wrong(f"{error}: {INIT}") from error
     try:
         ruled = incomplete_uploads.has_rule(store.wire)
-        deleting = incomplete_uploads.deleting_rules(store.wire)
-    except ObjectStoreError as error:
+        rules = ExpiryRules(store).ask(store.bucket_name)
+    except (ObjectStoreError, RulesUnknown) as error:
         return f"the bucket's lifecycle can't be read: {error}"
+    # Those for tagged objects are left to who made them: surf-archiver tags what it has archived.
+    deleting = [rule.name for rule in rules if rule.is_for_timesteps and not rule.is_for_tagged]
     if deleting:
         raise Wrong(
             f"lifecycle rules of the bucket delete timesteps: {', '.join(deleting)}. Remove them, or limit them to "

@@ -19,7 +19,7 @@ from sqlalchemy import delete, update
 from sqlmodel import Session, select
 
 from blocks import deletion, mounts, s3_object
-from blocks.expiry import ExpiryRule, ExpiryRules
+from blocks.expiry import ExpiryRules
 from blocks.lease import Lease, LeaseLost
 from blocks.messages import Ingested, LogEvent, SourcePurged
 from blocks.purge_proof import Proven, prove_files
@@ -516,13 +516,21 @@ def test_what_the_bucket_itself_deletes_soon_stays_until_it_is_on_tape(
 def test_where_it_can_not_be_told_what_the_bucket_deletes_files_stay(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.upload(lab.drop(), archive=False)
 
-    def refuse(*_rest: object) -> list[ExpiryRule]:
-        raise ClientError({"Error": {"Code": "AccessDenied"}}, "GetBucketLifecycleConfiguration")
+    def refusing(code: str) -> Callable[..., object]:
+        def refuse(**_bucket: str) -> object:
+            raise ClientError({"Error": {"Code": code}}, "GetBucketLifecycleConfiguration")
 
-    monkeypatch.setattr("blocks.expiry._read", refuse)
+        return refuse
+
+    for code in ("AccessDenied", "501"):
+        monkeypatch.setattr(lab.store.client, "get_bucket_lifecycle_configuration", refusing(code))
+        (outcome,) = lab.purge(purge_needs_tape=False)
+        assert f"the lifecycle rules of bucket {lab.store.bucket_name} can't be read" in outcome.kept
+        assert ExpiryRules(lab.store).read() == []
+    # Who knows no such rules has none.
+    monkeypatch.setattr(lab.store.client, "get_bucket_lifecycle_configuration", refusing("NotImplemented"))
     (outcome,) = lab.purge(purge_needs_tape=False)
-    assert f"the lifecycle rules of bucket {lab.store.bucket_name} can't be read" in outcome.kept
-    assert ExpiryRules(lab.store).read() == []
+    assert outcome.kept == ""
 
 
 def test_an_event_file_that_comes_during_a_long_pass_counts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
