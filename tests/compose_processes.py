@@ -1,7 +1,7 @@
 """Runs the services of the compose files as processes of this machine: their own commands, environments and mounts.
 
 `python -m tests.compose_processes DIRECTORY`, as root, in network and mount namespaces of its own. What the containers
-of others do is played by the servers from wheels, and Traefik by a router that reads Traefik's routes.
+of others do is played by the servers from wheels.
 """
 
 import asyncio
@@ -9,12 +9,10 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -26,7 +24,6 @@ from flows.stack.service import StartError
 from flows.stack.supervisor import Supervisor
 from tests.compose import DEVELOPMENT, Compose, merged
 from tests.containers import Containers, make_secrets, own, postgres_of
-from tests.relay import pipe
 
 TIMESTEPS = 2
 ARRIVAL_SECONDS = 90.0
@@ -62,24 +59,9 @@ class Machine:
         names = ["localhost", *self.compose.services, *aliases, *self.compose.routes()]
         hosts.write_text(f"127.0.0.1 {' '.join(names)}\n")
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        for name, value in self.compose.services["traefik"]["sysctls"].items():
+            Path("/proc/sys", name.replace(".", "/")).write_text(value)
         subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
-
-
-async def route(compose: Compose) -> asyncio.Server:
-    """Send a connection to the server of the host that its first request names, as Traefik's routes say."""
-    routes = compose.routes()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            host = re.search(rb"(?im)^host: *([\w.-]+)", head)
-            address = urlsplit(routes[host[1].decode()] if host else "")
-            server_reader, server_writer = await asyncio.open_connection(address.hostname, address.port)
-            server_writer.write(head)
-            await asyncio.gather(pipe(reader, server_writer), pipe(server_reader, writer))
-        writer.close()
-
-    return await asyncio.start_server(serve, "127.0.0.1", 80)
 
 
 async def run(directory: Path) -> None:
@@ -92,9 +74,7 @@ async def run(directory: Path) -> None:
         needs = {name: service.get("depends_on", {}) for name, service in services.items()}
         for name in TopologicalSorter(needs).static_order():
             print("starting", name, flush=True)
-            if name == "traefik":
-                router = await route(machine.compose)
-            elif name == "postgres":
+            if name == "postgres":
                 await supervisor.start(postgres_of(machine.containers).service())
             elif name in ("init", "mock-microscope"):
                 await supervisor.run(containers.service(name))
@@ -107,13 +87,13 @@ async def run(directory: Path) -> None:
             (await client.get("http://fastapi.localhost/docs")).raise_for_status()
             (await client.get("http://prefect.localhost/api/health")).raise_for_status()
             assert (await client.get("http://prefect.localhost/api/admin/version")).status_code == 401
+            assert (await client.get("http://localhost/docs")).status_code == 404, "Traefik knows no such host"
             await _wait_for_scheduled_runs(client, containers)
         for name in ("event-ingester", "upload-worker", "state-manager"):
             service = containers.service(name)
             assert containers.healthy(name, supervisor.pids[name] or 0, dict(service.env)), name
         await supervisor.run(containers.service("init", "archiver", "init", "--check"))
         await _check_wrong_credentials(supervisor, containers)
-        router.close()
 
 
 async def _check_wrong_credentials(supervisor: Supervisor, containers: Containers) -> None:

