@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from psycopg.types.array import ListBinaryDumper
 from pydantic import SecretStr
+from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, event, func, make_url, select, text
 from sqlalchemy.exc import OperationalError
 
@@ -69,10 +70,15 @@ def create_engine(settings: Settings) -> Engine:
         url,
         pool_pre_ping=True,  # PostgreSQL may have been restarted since
         hide_parameters=True,  # so that no value ends up in a log
+        json_serializer=_to_json,
         connect_args=_CONNECTING,
     )
     event.listen(engine, "connect", _send_lists_in_binary)
     return engine
+
+
+def _to_json(value: object) -> str:
+    return to_json(value).decode()
 
 
 def _send_lists_in_binary(connection: psycopg.Connection[object], _record: object) -> None:

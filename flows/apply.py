@@ -54,9 +54,11 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     session.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
     news, event_files = keep_history(session, events)
     ids = {event.data.timestep_id for event in news}
+    uploads = [event.data for event in news if isinstance(event.data, Uploaded)]
+    with_images = _uploaded(session, uploads)
     timesteps = _derive_timesteps(session, [event for event in news if isinstance(event.data, TELLING)])
     _derive_purged(session, ids)
-    _keep_images(session, timesteps, [event.data for event in news if isinstance(event.data, Uploaded)])
+    _keep_images(session, timesteps, uploads, with_images)
     archived_keys = _keep_archives(session, [event for event in news if isinstance(event.data, Archived)])
     _derive_archived(session, archived_keys | {row["key"] for row in timesteps.values() if row["key"]})
     _derive_rejections(session, event_files)
@@ -147,16 +149,25 @@ def _derive_purged(session: Session, ids: Iterable[UUID | None]) -> None:
     )
 
 
-def _keep_images(session: Session, timesteps: dict[UUID, dict[str, Any]], uploads: Iterable[Uploaded]) -> None:
+def _uploaded(session: Session, uploads: Iterable[Uploaded]) -> set[UUID]:
+    """Those of the timesteps of which an upload is recorded already."""
+    ids = among(Timestep.id, [upload.timestep_id for upload in uploads])
+    return set(session.exec(select(Timestep.id).where(ids, col(Timestep.uploaded_at).is_not(None))))
+
+
+def _keep_images(
+    session: Session, timesteps: dict[UUID, dict[str, Any]], uploads: Iterable[Uploaded], with_images: set[UUID]
+) -> None:
     """Replace the images of the timesteps whose object is what one of these uploads sent."""
     current = {
-        str(upload.timestep_id): upload
+        upload.timestep_id: upload
         for upload in uploads
         if (row := timesteps.get(upload.timestep_id)) and upload.sha256 == row["sha256"]
     }
     if not current:
         return
-    _delete(session, TimestepImage, among(TimestepImage.timestep_id, current))
+    if replaced := current.keys() & with_images:
+        _delete(session, TimestepImage, among(TimestepImage.timestep_id, replaced))
     images = ((id, image) for id, upload in current.items() for image in upload.images)
     copy(session, TimestepImage, ((id, image.name, image.offset, image.size, image.sha256) for id, image in images))
 

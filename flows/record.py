@@ -58,6 +58,23 @@ def record(settings: Settings, consumer: str, limit: int) -> int:
         engine.dispose()
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let no garbage be looked for meanwhile.
+
+    A batch makes a hundred thousand objects, which makes Python look through everything there is, all of
+    Prefect, again and again: half of the time it would take. They are freed without that.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collection()
 def record_waiting(log: EventLog, engine: Engine, consumer: str, limit: int, *, linger_seconds: float = 0.2) -> int:
     """Record what the consumer holds, what others left lying, and what is new.
 
@@ -105,7 +122,7 @@ def record_batch(log: EventLog, engine: Engine, entries: Sequence[Entry]) -> int
 
 
 def apply_or_refuse(engine: Engine, entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
-    """Apply entries in one transaction; when that fails for what one of them says, each by itself.
+    """Apply entries in one transaction; when that fails for what one of them says, each half of them by itself.
 
     Returns:
         Those that can never be applied, each with the reason.
@@ -114,7 +131,7 @@ def apply_or_refuse(engine: Engine, entries: Sequence[Entry]) -> list[tuple[Entr
         sqlalchemy.exc.DBAPIError, psycopg.Error: when the database is away.
     """
     try:
-        with _without_collection(), Session(engine) as session, session.begin():
+        with Session(engine) as session, session.begin():
             apply_events(session, entries)
     except Exception as error:
         reason = _guilt(error)
@@ -122,24 +139,9 @@ def apply_or_refuse(engine: Engine, entries: Sequence[Entry]) -> list[tuple[Entr
             raise
         if len(entries) == 1:
             return [(entries[0], reason)]
-        return [refused for entry in entries for refused in apply_or_refuse(engine, [entry])]
+        half = len(entries) // 2
+        return [*apply_or_refuse(engine, entries[:half]), *apply_or_refuse(engine, entries[half:])]
     return []
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Let no garbage be looked for meanwhile.
-
-    A batch makes tens of thousands of objects, which makes Python look through everything there is, all of
-    Prefect, again and again: half of the time it would take. They are freed without that.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _guilt(error: Exception) -> str | None:
