@@ -1,5 +1,6 @@
 """What is not proven is not deleted, whoever tampers with object and disk, and whatever is linked or mounted there."""
 
+import errno
 import json
 import os
 import shutil
@@ -605,6 +606,15 @@ def test_what_takes_an_images_place_meanwhile_is_not_deleted(
     assert "is not the file any more that was compared" in outcome.kept
     assert image.read_bytes() == b"new"
     assert (lab.home / timestep.event_file).exists()
+
+
+def test_that_a_mount_refuses_to_delete_a_directory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        deletion.delete_empty_directories(tmp_path, "t1", [])
 
 
 @pytest.mark.parametrize("outside", ["{other}", "../other"])
