@@ -151,6 +151,12 @@ def _announce_again(lab: Lab, timestep: Ingested, img_dir: str = "") -> None:
     (lab.home / "events" / "another.json").write_text(json.dumps(event))
 
 
+def _announce_anew(lab: Lab, timestep: Ingested) -> None:
+    """By a file that was taken in as something else before."""
+    lab.drop(name="another")
+    _announce_again(lab, timestep)
+
+
 def _announce_in_vain(lab: Lab, timestep: Ingested) -> None:
     """By a file that was rejected, and is read again as soon as somebody asks for it."""
     _announce_again(lab, timestep)
@@ -218,6 +224,7 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
         lambda lab, it: _announce_again(lab, it, f"{it.event.img_dir}/Img"),
         "events/another.json announces",
     ),
+    "announced by a file that said something else": (_announce_anew, "events/another.json announces"),
     "announced by a rejected file": (_announce_in_vain, "events/another.json announces"),
     "announced by another case": (
         lambda lab, it: _announce_as(lab, it, str.upper),
