@@ -80,6 +80,14 @@ class Staging:
         """The directory of a system's copies."""
         return self._root / system
 
+    def systems(self) -> list[str]:
+        """Names of those that have anything here, sorted.
+
+        Raises:
+            OSError: when it can't be read.
+        """
+        return sorted({path.parent.name for path in self._root.glob("*/*")})
+
     def find(self, system: str, timestep_id: UUID, source: Path) -> Copy | None:
         """The copy of a timestep, if there is one that still is what was copied, and what the source holds.
 

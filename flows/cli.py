@@ -78,14 +78,15 @@ def purge(
 ) -> None:
     """Delete files of timesteps whose retention time is over, where it is proven that nobody needs them."""
     from flows.elsewhere import say_elsewhere
-    from flows.purge import configured_systems
+    from flows.purge import configured_systems, staged_systems
     from flows.purge import purge as purge_systems
 
     settings = get_settings()
     systems = asyncio.run(configured_systems(settings, system))
+    staged = asyncio.run(staged_systems(settings, system))
     if system is None:
         say_elsewhere(settings, systems, typer.echo)
-    typer.echo(purge_systems(settings, systems, lambda outcome: typer.echo(str(outcome)), do_it=do_it))
+    typer.echo(purge_systems(settings, systems, staged, lambda outcome: typer.echo(str(outcome)), do_it=do_it))
 
 
 @app.command()

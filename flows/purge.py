@@ -1,16 +1,14 @@
 """Deletes timesteps' files on the microscopes' shares, once it is proven that nobody needs them."""
 
 import asyncio
-import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import State, flow, get_run_logger
@@ -49,6 +47,10 @@ _REMEMBER_SECONDS = 30 * 24 * 3600
 class SourcePurge(PurgePass):
     """A pass over the files on the share."""
 
+    @property
+    def place(self) -> str:
+        return self.system.name
+
     def run(self) -> Iterator[Outcome]:
         """Delete what may be deleted, or only tell what that would be.
 
@@ -66,14 +68,7 @@ class SourcePurge(PurgePass):
             return
         claims, rules = Claims(self.system, self.log, self.timesteps), ExpiryRules(self.store)
         for row in self.timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
-            title = title_of(row)
-            try:
-                yield self.outcome(title, partial(self._purge, row, claims, rules))
-            except OSError as error:
-                if error.errno == errno.EROFS:
-                    logger.warning("Nothing more of %s is deleted: its mount is read-only", name)
-                    return
-                yield Outcome(title, kept=f"{error.filename or title}: {error.strerror}")
+            yield self.outcome(title_of(row), partial(self._purge, row, claims, rules))
 
     def _purge(self, row: Timestep, claims: Claims, rules: ExpiryRules) -> tuple[int, int]:
         """Images first, the event file last: until then, everybody can see what is being deleted."""
@@ -128,7 +123,8 @@ class SourcePurge(PurgePass):
 
 def purge(
     settings: Settings,
-    systems: list[ImagingSystem],
+    systems: Iterable[ImagingSystem],
+    staged: Iterable[ImagingSystem],
     say: Callable[[Outcome], None],
     *,
     do_it: bool,
@@ -137,6 +133,8 @@ def purge(
     """Purge these systems; returns one sentence about the whole pass.
 
     Args:
+        systems: whose shares are purged.
+        staged: whose copies in staging are. First: they make room for others, and need no share.
         say: told of every timestep that is old enough, at once.
         do_it: delete; otherwise only tell what would be deleted.
     """
@@ -145,19 +143,19 @@ def purge(
     store = ObjectStore.from_settings(settings)
     try:
         with closing(EventLog.from_settings(settings)) as log:
-            for system in systems:
-                timesteps = PurgeableTimesteps(engine)
-                with_these = (system, timesteps, store, log)
-                passes = [SourcePurge(*with_these, do_it=do_it, run_id=run_id).run()]
-                if settings.staging_dir:
-                    staging = Staging.from_settings(settings)
-                    passes.append(StagingPurge(*with_these, staging, do_it=do_it, run_id=run_id).run())
+            timesteps = PurgeableTimesteps(engine)
+            how: dict[str, Any] = {"do_it": do_it, "run_id": run_id}
+            copies = [
+                StagingPurge(system, timesteps, store, log, Staging.from_settings(settings), **how) for system in staged
+            ]
+            sources = [SourcePurge(system, timesteps, store, log, **how) for system in systems]
+            for one in [*copies, *sources]:
                 try:
-                    for outcome in chain(*passes):
+                    for outcome in one.run():
                         say(outcome)
                         outcomes.append(outcome)
                 except (SystemAway, OSError) as error:
-                    logger.warning("Nothing more of %s is deleted: %s", system.name, error)
+                    logger.warning("Nothing more of %s is deleted: %s", one.place, error)
     finally:
         engine.dispose()
     purged = [outcome for outcome in outcomes if not outcome.kept]
@@ -171,10 +169,24 @@ def purge(
 async def configured_systems(settings: Settings, only: str | None = None) -> list[ImagingSystem]:
     """The microscopes that are there and reached, each as its block says, or only the one of this name."""
     settings.require("data_dir", "database_url", "prefect_api_url")
-    root = cast(Path, settings.data_dir)
-    found = await asyncio.to_thread(discover_systems, root)
-    names = [name for name in found if name != FLIGHT_CHECK and only in (None, name) and settings.reaches(name)]
-    return [await ImagingSystem.configured(name, root) for name in names]
+    return await _configured(await asyncio.to_thread(discover_systems, cast(Path, settings.data_dir)), settings, only)
+
+
+async def staged_systems(settings: Settings, only: str | None = None) -> list[ImagingSystem]:
+    """The same for those that have copies in staging, whether or not their shares are there."""
+    if not settings.staging_dir:
+        return []
+    try:
+        names = await asyncio.to_thread(Staging.from_settings(settings).systems)
+    except OSError as error:
+        logger.warning("No copy in staging is deleted: %s", error)
+        return []
+    return await _configured(names, settings, only)
+
+
+async def _configured(names: list[str], settings: Settings, only: str | None) -> list[ImagingSystem]:
+    wanted = [name for name in names if name != FLIGHT_CHECK and only in (None, name) and settings.reaches(name)]
+    return [await ImagingSystem.configured(name, cast(Path, settings.data_dir)) for name in wanted]
 
 
 @flow(name="purge-timesteps", flow_run_name="purge timesteps", persist_result=False)
@@ -191,7 +203,8 @@ async def purge_timesteps(*, do_it: bool = True, system: str | None = None) -> S
     if system is None:
         await ask_elsewhere(settings, systems, {"do_it": do_it})
     run_id = UUID(current_run.id)
+    staged = await staged_systems(settings, system)
     told = await asyncio.to_thread(
-        purge, settings, systems, lambda outcome: log.info("%s", outcome), do_it=do_it, run_id=run_id
+        purge, settings, systems, staged, lambda outcome: log.info("%s", outcome), do_it=do_it, run_id=run_id
     )
     return Completed(message=told)

@@ -25,6 +25,10 @@ class StagingPurge(PurgePass):
 
     staging: Staging
 
+    @property
+    def place(self) -> str:
+        return f"{self.system.name}'s copies"
+
     def run(self) -> Iterator[Outcome]:
         """Delete the copies whose time is over, or only tell what that would be.
 

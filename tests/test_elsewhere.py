@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -52,6 +53,12 @@ def test_only_what_is_reached_is_looked_at_and_the_rest_is_named(two_hosts: Sett
     said.clear()
     say_elsewhere(everything, asyncio.run(purge.configured_systems(everything)), said.append)
     assert said == []
+    # Copies in staging are looked at though the share is away.
+    for name in ("prince", "aretha"):
+        (cast(Path, two_hosts.staging_dir) / name / uuid4().hex).mkdir(parents=True)
+    (cast(Path, two_hosts.data_dir) / "prince" / "events").rmdir()
+    assert asyncio.run(purge.configured_systems(two_hosts)) == []
+    assert [system.name for system in asyncio.run(purge.staged_systems(two_hosts))] == ["prince"]
 
 
 @pytest.mark.parametrize("name", ["purge-timesteps/event-ingester", "audit/event-ingester"])

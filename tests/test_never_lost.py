@@ -241,4 +241,4 @@ def _count(directory: Path) -> int:
 
 def _purge_for_real(settings: Settings, system: str) -> None:
     source = ImagingSystem(name=system, root=cast(Path, settings.data_dir), source_retention_days=0)
-    purge(settings, [source], lambda _: None, do_it=True)
+    purge(settings, [source], [], lambda _: None, do_it=True)

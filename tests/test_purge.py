@@ -1,18 +1,23 @@
 """Deleting files: what goes is in the bucket at that moment, and nothing else is touched."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlmodel import Session, select
 
+from blocks.deletion import delete_files
 from blocks.event_log import EventLog
 from blocks.image_directory import SystemAway
 from blocks.messages import LogEvent, SourcePurged
+from blocks.purgeable import Outcome
 from blocks.tables import Timestep, TimestepEvent
+from flows.purge import purge
 from flows.reconcile import announcement
 from tests.purging import KilledError, Lab
 
@@ -73,6 +78,30 @@ def test_a_purge_is_about_one_system_and_needs_its_share(lab: Lab, make_lab: Cal
     other.home.rename(other.home.with_name("away"))
     with pytest.raises(SystemAway):
         other.purge()
+
+
+def test_copies_go_though_their_share_is_away_and_another_one_can_not_be_deleted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timesteps = [lab.drop() for _ in range(3)]
+    for timestep in timesteps:
+        lab.staging.stage(lab.system.name, timestep.timestep_id, lab.home / timestep.event.img_dir)
+        lab.upload(timestep)
+    lab.home.rename(lab.home.with_name("away"))
+    stuck, *others = sorted(timestep.timestep_id for timestep in timesteps)
+
+    def delete(home: Path, directory: str, *rest: Any) -> None:
+        if directory == stuck.hex:
+            raise OSError(errno.EIO, "Input/output error", str(home / directory))
+        delete_files(home, directory, *rest)
+
+    monkeypatch.setattr("flows.purge_staging.delete_files", delete)
+    outcomes: list[Outcome] = []
+    system = lab.system.model_copy(update={"staging_retention_hours": 0})
+    purge(lab.settings, [system], [system], outcomes.append, do_it=True)
+    assert [bool(outcome.kept) for outcome in outcomes] == [True] + [False] * len(others)
+    assert "Input/output error" in outcomes[0].kept
+    assert lab.staging.copies(system.name) == [stuck]
 
 
 def test_an_event_file_that_redis_forgot_claims_no_more_than_its_own_timestep(lab: Lab) -> None:
