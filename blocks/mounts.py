@@ -12,8 +12,13 @@ _NETWORK = {
     *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"),
     *("nfs", "nfs4", "ocfs2", "orangefs", "panfs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
 }
-# What was done to a file is not to be told from its times there: they keep no time of change that can't be set.
-_NO_CHANGE_TIMES = {"exfat", "fuse.sshfs", "msdos", "vfat"}
+# Here the kernel or a server keeps a time of change that follows whatever is done to a file. Elsewhere it may not:
+# those behind FUSE often make one of the modification time, which can be set, FAT has none, and a host's directory
+# (virtiofs, 9p) may lie on any of these.
+_CHANGE_TIMES = {
+    *("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"),
+    *("ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "smb3"),
+}
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -33,8 +38,8 @@ class Mount:
 
     @property
     def has_change_times(self) -> bool:
-        """Whether whatever is done to a file changes a time of it."""
-        return self.kind not in _NO_CHANGE_TIMES
+        """Whether it is certain that whatever is done to a file changes a time of it."""
+        return self.kind in _CHANGE_TIMES
 
     @property
     def is_read_only(self) -> bool:

@@ -49,7 +49,7 @@ class StagingPurge(PurgePass):
         home, copy = self.staging.home(row.system), row.id.hex
         with hold(self.log.redis, lease_name(self.log, row.key or "")) as lease:
             checks = prove_object(timestep, self.store, needs_tape=False)
-            proven = prove_files(timestep, home / copy, timestep.copy_state, self.compares(home))
+            proven = prove_files(timestep, home / copy, timestep.copy_state, self.compares(home / copy))
             purged = StagingPurged(
                 timestep_id=row.id,
                 system=row.system,

@@ -26,6 +26,8 @@ MOUNTINFO = r"""22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
 36 22 0:45 / /data/simone rw - cifs //old/simone rw
 37 36 8:3 / /data/simone rw - xfs /dev/sdc1 rw
 38 22 0:46 / /data/prince/events rw - tmpfs tmpfs rw
+39 22 0:47 / /data/joni rw - fuse.rclone remote: rw
+40 22 0:48 / /data/nico rw - vfat /dev/sdd1 rw
 """
 
 
@@ -52,6 +54,16 @@ def test_the_type_of_the_mount_decides_how_a_system_is_watched(
     assert system.model_copy(update={"watching": "polling"}).observation == "polling"
     assert system.model_copy(update={"watching": "native"}).observation == "native"
     assert mount_of(system.directory).is_read_only == (name == "aretha f")
+
+
+def test_only_where_changes_are_certain_to_be_seen_files_are_told_by_their_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTINFO)
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
+    names = ("prince", "aretha f", "odetta", "simone", "joni", "nina", "nico", "miles", "bowie")
+    certain = {name for name in names if mount_of(Path("/data", name, "t1")).has_change_times}
+    assert certain == {"prince", "aretha f", "odetta", "simone"}
 
 
 class Share:
