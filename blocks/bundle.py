@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from typing_extensions import Buffer
@@ -39,10 +40,18 @@ class Bundle:
             modification times and order.
         source_state: of the files as they were before any was read, to tell later that they are the same
             still; None where they had changed just before.
+        known_hashes: SHA-256 in hex that files are known to have, by their names.
     """
 
-    def __init__(self, members: tuple[Member, ...], metadata: bytes, source_state: str | None = None) -> None:
+    def __init__(
+        self,
+        members: tuple[Member, ...],
+        metadata: bytes,
+        source_state: str | None = None,
+        known_hashes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.members = members
+        self.known_hashes = known_hashes
         self.metadata = metadata
         self.source_state = source_state
         # Like GNU tar: two empty blocks, then filled up to whole records.
@@ -55,12 +64,13 @@ class Bundle:
         self._hashes: dict[str, str] | None = None
 
     @classmethod
-    def of(cls, image_dir: Path, metadata: bytes) -> Self:
+    def of(cls, image_dir: Path, metadata: bytes, known_hashes: Mapping[str, str] = MappingProxyType({})) -> Self:
         """Lay out the bundle of an image directory, without reading any file.
 
         Args:
             image_dir: its regular files, at any depth, become members. Empty directories leave no trace.
             metadata: content of the member `metadata.json`.
+            known_hashes: SHA-256 in hex that files are known to have, by their names; who reads another content fails.
 
         Raises:
             BundleError: if something in the directory is not a regular file, has a name that is
@@ -84,7 +94,7 @@ class Bundle:
         for name, source in sources.items():
             add(name, source.size, source.mtime_ns, source)
         add(MANIFEST, manifest_size, made_at)
-        return cls(tuple(members), metadata, settled_state_of(sources))
+        return cls(tuple(members), metadata, settled_state_of(sources), known_hashes)
 
     @property
     def image_members(self) -> tuple[Member, ...]:
@@ -223,8 +233,10 @@ class BundleReader(io.RawIOBase):
             else:
                 content = self.bundle.metadata if member.name == METADATA else self.bundle.manifest(self._hashes)
                 yield io.BytesIO(content).readinto, member.size
-            self._hashes[member.name] = self._member.hexdigest()
+            found = self._hashes[member.name] = self._member.hexdigest()
             self._member = None
+            if member.source is not None and self.bundle.known_hashes.get(member.name, found) != found:
+                raise SourceChanged(f"{member.source.path} was read with another content than it is known to have")
             yield io.BytesIO(bytes(member.padding)).readinto, member.padding
         ending = self.bundle.size - self.bundle.members[-1].end
         yield io.BytesIO(bytes(ending)).readinto, ending

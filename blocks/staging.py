@@ -47,6 +47,8 @@ class Copy:
     directory: Path
     source_state: str | None
     """Of the source as it was when this was copied from it; None where that is not known."""
+    hashes: Mapping[str, str]
+    """SHA-256 of each file, by its name."""
 
 
 class _Copied(BaseModel):
@@ -107,7 +109,7 @@ class Staging:
                 logger.warning("%s is passed over: %s was changed since it was copied", copy, source)
                 return None
             if {name: _hash(file) for name, file in files.items()} == said.files:
-                return Copy(copy, said.source_state)
+                return Copy(copy, said.source_state, said.files)
             logger.warning("%s is passed over: it is not what was copied", copy)
         except SourceUnreadable as error:
             raise OSError(f"it can't be told whether {copy} is sound: {error}") from error

@@ -83,7 +83,11 @@ def upload(
         if is_synthetic(timestep.system, timestep.event) and log.register.is_withdrawn(str(timestep.timestep_id)):
             raise NotWanted(f"{key} was withdrawn, so there is nothing to upload")
         copy = find_copy(timestep, settings)
-        bundle = Bundle.of(copy.directory if copy else find_images(timestep, settings), timestep.metadata)
+        if copy:
+            # What has the source's state in the log has to be what the source held, also should a bit flip meanwhile.
+            bundle = Bundle.of(copy.directory, timestep.metadata, copy.hashes)
+        else:
+            bundle = Bundle.of(find_images(timestep, settings), timestep.metadata)
         journal = RedisJournal(log.redis, store.bucket_name)
 
         def may_write() -> None:

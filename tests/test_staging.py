@@ -351,6 +351,35 @@ def test_the_upload_reads_the_copy_where_it_is_sound_and_the_source_where_not(
     assert (from_copy.sha256, from_copy.layout_digest) == (from_source.sha256, from_source.layout_digest)
 
 
+def test_a_bit_that_flips_after_the_copy_was_found_is_not_uploaded(
+    settings: Settings,
+    object_store: ObjectStore,
+    event_log: EventLog,
+    timestep: Ingested,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings.data_dir is not None
+    Staging.from_settings(settings).stage("prince", timestep.timestep_id, settings.data_dir / "prince" / "t1")
+    find = Staging.find
+
+    def flipping(staging: Staging, *which: Any) -> Any:
+        if copy := find(staging, *which):
+            image = copy.directory / "Img" / "Img_r00_c00.tif"
+            mtime, content = image.stat().st_mtime_ns, bytearray(image.read_bytes())
+            content[100] ^= 1
+            image.write_bytes(content)
+            os.utime(image, ns=(mtime, mtime))
+        return copy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "find", flipping)
+        with pytest.raises(SourceChanged, match="with another content"):
+            upload(timestep, settings, object_store, event_log)
+    assert object_store.head(timestep.event.key) is None
+    # The next attempt passes the copy over.
+    assert upload(timestep, settings, object_store, event_log).copy_state is None
+
+
 def test_a_copy_goes_once_its_upload_is_proven(
     settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine, timestep: Ingested
 ) -> None:
