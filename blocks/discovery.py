@@ -11,30 +11,34 @@ logger = logging.getLogger(__name__)
 
 def discover_systems(root: Path) -> list[str]:
     """Names of the systems below a root, sorted. A root that is not mounted has none."""
+    return [name for name in candidates(root) if is_system(root / name)]
+
+
+def candidates(root: Path) -> list[str]:
+    """Names of what may be systems below a root, sorted: none of them was looked at, as the share of one may hang."""
     try:
-        with os.scandir(root) as entries:
-            found = sorted(entry.name for entry in entries if _is_system(entry))
+        return sorted(filter(_is_text, (path.name for path in root.iterdir())))
     except FileNotFoundError:
         return []
-    return [name for name in found if _is_text(name)]
 
 
-def _is_system(entry: os.DirEntry[str]) -> bool:
+def is_system(place: Path) -> bool:
+    """Whether there is a system: a directory, with a directory `events`, and no symbolic link to any."""
+    events = place / "events"
     try:
-        if entry.is_symlink():
-            if (Path(entry.path) / "events").is_dir():
-                _say_once(f"{entry.path} is left out, because it is a symbolic link; mount or bind it there instead")
+        if place.is_symlink():
+            if events.is_dir():
+                _say_once(f"{place} is left out, because it is a symbolic link; mount or bind it there instead")
             return False
-        events = Path(entry.path) / "events"
         status = events.lstat()
         if stat.S_ISLNK(status.st_mode) and events.is_dir():
-            _say_once(f"{entry.path} is left out, because {events} is a symbolic link; mount or bind it there instead")
+            _say_once(f"{place} is left out, because {events} is a symbolic link; mount or bind it there instead")
         return stat.S_ISDIR(status.st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         # One mount that fails must not hide the others.
-        logger.warning("%s is left out, because it can't be read: %s", entry.path, error)
+        logger.warning("%s is left out, because it can't be read: %s", place, error)
         return False
 
 

@@ -10,9 +10,11 @@ from typing import Literal, Self, cast
 from zoneinfo import ZoneInfo
 
 from prefect.blocks.core import Block
+from prefect.exceptions import ObjectNotFound
 from pydantic import Field, ValidationError, field_validator
 
 from blocks.discovery import is_event_file
+from blocks.errors import ArchiverError
 from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 from blocks.fingerprint import Fingerprint
 from blocks.image_directory import faults, image_directory
@@ -27,6 +29,10 @@ _NEARLY_FULL = 0.1
 
 class ImagesMissing(Exception):
     """Not all announced images are there and readable yet; the message says which."""
+
+
+class WrongBlock(ArchiverError):
+    """The block of a system can't be used as it is; the message says why. Not that there is none."""
 
 
 class ImagingSystem(Block):
@@ -90,7 +96,10 @@ class ImagingSystem(Block):
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        ZoneInfo(value)
+        try:
+            ZoneInfo(value)
+        except (KeyError, OSError) as error:
+            raise ValueError(f"there is no time zone {value!r}") from error
         return value
 
     @classmethod
@@ -104,13 +113,15 @@ class ImagingSystem(Block):
 
         Raises:
             httpx.HTTPError: when the Prefect server can't be asked.
-            ValidationError: when there is a block with values it can't have.
+            WrongBlock: when there is a block that can't be used; it must not be passed over.
         """
         try:
             system = cast(Self, await (load or cls.aload)(name))
-        except ValidationError:
-            raise  # it is a ValueError too, but a block that is wrong must not be passed over
-        except ValueError:
+        except (ValueError, RuntimeError) as error:
+            # Prefect wraps both what a block must not be and that there is none.
+            if not isinstance(error.__cause__, ObjectNotFound):
+                why = error.__cause__ if isinstance(error.__cause__, ValidationError) else error
+                raise WrongBlock(f"the block of {name} can't be used, change it in the Prefect UI: {why}") from error
             system = cls()
         return system.model_copy(update={"name": name, "root": root})
 

@@ -62,12 +62,13 @@ async def why_closed(settings: Settings) -> str:
 
 def _what_the_broker_raises() -> tuple[type[Exception], ...]:
     try:
-        from aio_pika.exceptions import AMQPError
+        from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
     except ModuleNotFoundError as error:
         raise BridgeNotInstalled(
             "ARCHIVER_RABBITMQ_URL is set, which needs aio-pika: pip install 'timestep-archiver[amqp]'"
         ) from error
-    return AMQPError, OSError
+    # The last is no AMQPError: what acknowledges a message whose channel has closed meanwhile raises it.
+    return AMQPError, OSError, ChannelInvalidStateError
 
 
 async def _connect(settings: Settings) -> "AbstractConnection":

@@ -24,7 +24,7 @@ from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
-from flows.again import elsewhere, tell, try_again
+from flows.again import TRIES, elsewhere, tell, try_again
 from flows.looks import look_at
 from flows.outcome import reject, take_in, with_images
 
@@ -146,7 +146,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     event: ImagingEvent | None = None
     state: State[None]
     # Taken before reading: a change in between makes the watcher look again.
-    seen = source.fingerprint(event_file)
+    seen = await asyncio.to_thread(source.fingerprint, event_file)
     with closing(EventLog.from_settings(settings)) as log:
         try:
             event = await asyncio.to_thread(source.read_event, event_file)
@@ -176,6 +176,14 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             reason = f"{type(error).__name__}: {error}"
             state = try_again(reason, tries, longest=LONGEST_PAUSE, forever=True)
             return await tell(state, "ingest", event.timestep_id if event else None, log)
+        except OSError as error:
+            # A disk that has a bad sector, or no room for a copy. It may pass, but somebody has to hear of it.
+            tries = current_run.run_count
+            reason = f"{type(error).__name__}: {error}"
+            if tries < TRIES:
+                return await tell(try_again(reason, tries), "ingest", event.timestep_id if event else None, log)
+            sentence = await asyncio.to_thread(reject, source, event_file, event, reason, seen, log, may_pass=True)
+            raise InvalidEventFile(sentence) from error
         except InvalidEventFile as error:
             may_pass = isinstance(error, NotAllowed)
             sentence = await asyncio.to_thread(

@@ -74,7 +74,8 @@ def run(entrypoint: Coroutine[None, None, None]) -> None:
     log()
     loop = asyncio.new_event_loop()
     # Threads mostly wait, for disks and servers. A mount that hangs must leave some for the others.
-    loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="archiver"))
+    # There are more than the places of a pool, whose runs may all wait so.
+    loop.set_default_executor(ThreadPoolExecutor(200, thread_name_prefix="archiver"))
     task = loop.create_task(entrypoint)
 
     def stop(number: int, _frame: object) -> None:

@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
     WorkQueueFilterId,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkQueue, WorkQueueStatus
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 from redis.exceptions import RedisError
 
@@ -57,6 +58,8 @@ async def keep_swept(
         if heartbeat:
             await asyncio.to_thread(heartbeat.touch)
         await asyncio.sleep(BEAT_SECONDS)
+        if not worker.is_setup:
+            continue  # it still waits for the Prefect server
         try:
             await worker.ensure_queues()
             worker.overdue = await count_overdue(work_pool, client)
@@ -67,7 +70,7 @@ async def keep_swept(
             if time.monotonic() >= search_at:
                 await end_stranded(work_pool, client)
                 search_at = time.monotonic() + STRANDED_SECONDS
-        except (httpx.HTTPError, RedisError) as error:
+        except (httpx.HTTPError, ObjectNotFound, RedisError) as error:
             # Heartbeats may have run out meanwhile: let everybody tell again first.
             trusted_from = time.monotonic() + 3 * BEAT_SECONDS
             logger.warning("Lost runs can't be looked for: %s: %s", type(error).__name__, error)

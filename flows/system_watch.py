@@ -10,11 +10,10 @@ from pathlib import Path
 
 import httpx
 from prefect.client.schemas.objects import StateType
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
-from blocks.imaging_system import ImagingSystem
+from blocks.imaging_system import ImagingSystem, WrongBlock
 from blocks.reach import queue_of
 from blocks.settings import get_settings
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
@@ -90,14 +89,15 @@ class SystemWatch:
         await self._configure()
         await self._rescan()
         await asyncio.to_thread(self._tell)
-        pause = min(RESCAN_SECONDS, POLL_SECONDS) if self._system.observation == "polling" else RESCAN_SECONDS
+        observation = await asyncio.to_thread(lambda: self._system.observation)
+        pause = min(RESCAN_SECONDS, POLL_SECONDS) if observation == "polling" else RESCAN_SECONDS
         await _wait(self._has_failed, pause)
 
     async def _configure(self) -> None:
         try:
             self._system = await self._configured(self._name, self._root)
-        except ValidationError as error:
-            logger.error("The block of %s is wrong, so it stays as it was: %s", self._name, error)  # noqa: TRY400 -- a sentence for its operator
+        except WrongBlock as error:
+            logger.error("%s stays as it was: %s", self._name, error)  # noqa: TRY400 -- a sentence for its operator
         await asyncio.to_thread(self._hints.renew, self._system, asyncio.get_running_loop())
 
     async def _rescan(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from blocks.discovery import discover_systems
+from blocks.discovery import candidates, is_system
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
@@ -36,22 +36,28 @@ class Watcher:
         self._runs = runs
         self._configured = configured
 
+        self._attended: set[str] = set()
+
     async def run(self) -> None:
         """Watch until cancelled."""
-        watched: set[str] = set()
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
-                    found = await asyncio.to_thread(discover_systems, self._root)
+                    found = await asyncio.to_thread(candidates, self._root)
                 except OSError as error:
                     logger.warning("No system is looked for: %s can't be read: %s", self._root, error)
                     found = []
                 for name in found:
-                    if name not in watched and self._reaches(name):
-                        watched.add(name)
-                        watch = SystemWatch(name, self._root, self._log, self._runs, self._configured)
-                        group.create_task(watch.run())
+                    if name not in self._attended and self._reaches(name):
+                        self._attended.add(name)
+                        group.create_task(self._attend(name))
                 await asyncio.sleep(system_watch.RESCAN_SECONDS)
+
+    async def _attend(self, name: str) -> None:
+        """Watch what has this name, if it is a system; else it is looked at again. One that hangs keeps no other."""
+        if await asyncio.to_thread(is_system, self._root / name):
+            await SystemWatch(name, self._root, self._log, self._runs, self._configured).run()
+        self._attended.discard(name)
 
 
 async def event_ingester(settings: Settings) -> None:

@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 
-from blocks.imaging_system import ImagingSystem
+from blocks.imaging_system import ImagingSystem, WrongBlock
 from blocks.object_store import ObjectStore
 from flows.init import PREFECT_YAML
 from flows.upload import OBJECT_STORE
@@ -97,6 +98,20 @@ def test_how_the_store_is_used_is_taken_from_its_block(prefect: str, object_stor
     store = asyncio.run(test())
     assert store.part_size == 6 << 20
     assert store.credentials == object_store.credentials
+
+
+def test_a_block_that_is_wrong_is_not_taken_for_none(prefect: str, tmp_path: Path) -> None:
+    async def test() -> str:
+        id = await ImagingSystem(time_zone="UTC").asave("martian", overwrite=True)
+        async with get_client() as client:  # as somebody does in the UI
+            await client.update_block_document(id, BlockDocumentUpdate(data={"time_zone": "Mars/Olympus_Mons"}))
+        with pytest.raises(WrongBlock) as error:
+            await ImagingSystem.configured("martian", tmp_path)
+        return str(error.value)
+
+    sentence = asyncio.run(test())
+    assert "block of martian" in sentence
+    assert "there is no time zone 'Mars/Olympus_Mons'" in sentence
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Amsterdam"])

@@ -18,14 +18,15 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
+from blocks.discovery import is_system
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.event_register import EventFileRegister
 from blocks.fingerprint import Fingerprint
 from blocks.image_survey import Survey
-from blocks.imaging_system import ImagingSystem
+from blocks.imaging_system import ImagingSystem, WrongBlock
 from blocks.messages import Rejected
-from flows import pending, system_watch, verdicts
+from flows import pending, system_watch, verdicts, watch
 from flows.outcome import with_images
 from tests.images import tiff
 from tests.watching import PATIENCE, Ingest, Microscope, rejected, said, taken_in, until, watching
@@ -728,3 +729,51 @@ def test_event_files_whose_names_look_alike_are_each_taken_in(root: Path, event_
     asyncio.run(test())
     assert len(said(event_log)) == len(names)
     assert set(ingest.runs.values()) == {1}
+
+
+# --- what must not stop the others
+
+
+def test_a_system_whose_share_hangs_keeps_no_other_from_being_found(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prince, hangs = Microscope(root), Microscope(root, "aretha")
+    hangs.drop("late.json")
+    is_back = threading.Event()
+
+    def look_at_a_share(place: Path) -> bool:
+        return is_system(place) if place.name == "prince" else is_back.wait(PATIENCE) and is_system(place)
+
+    monkeypatch.setattr(watch, "is_system", look_at_a_share)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            prince.drop("1.json")
+            await until(taken_in(event_log, "1.json"), "taking in from the share that answers")
+            assert not taken_in(event_log, "late.json")()
+            is_back.set()
+            await until(taken_in(event_log, "late.json"), "taking in from the share that is back")
+
+    try:
+        asyncio.run(test())
+    finally:
+        is_back.set()
+
+
+def test_a_block_that_is_wrong_leaves_its_system_as_it_was(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prince = Microscope(root)
+
+    async def wrong(name: str, root: Path) -> ImagingSystem:
+        raise WrongBlock(f"the block of {name} can't be used")
+
+    monkeypatch.setattr(ingest, "configured", wrong)
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            prince.drop("1.json")
+            await until(taken_in(event_log, "1.json"), "taking in with what was known")
+
+    asyncio.run(test())
+    assert "prince stays as it was: the block of prince can't be used" in caplog.text

@@ -1,6 +1,7 @@
 """Flow runs of the real deployments, executed by the in-process worker: files in; objects and stream entries out."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from sqlalchemy import Engine
 
 from blocks import remembered
 from blocks.event_log import EventLog
+from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Cleared, Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
@@ -226,6 +228,16 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
     (images / "1.tif").rename(images / "late")
     (images / "2.tif").write_bytes((images / "2.tif").read_bytes()[:-1])
 
+    survey, is_broken = ImagingSystem.survey, threading.Event()
+
+    def breaks_once(system: ImagingSystem, *args: Any, **options: Any) -> Survey:
+        if not is_broken.is_set():
+            is_broken.set()
+            raise OSError(errno.EIO, "Input/output error")
+        return survey(system, *args, **options)
+
+    monkeypatch.setattr(ImagingSystem, "survey", breaks_once)
+
     async def waiting() -> FlowRun:
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -237,6 +249,9 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
     async def test() -> None:
         async with working(event_ingester, settings=run_settings):
             run = await waiting()
+            async with get_client() as client:
+                states = await client.read_flow_run_states(run.id)
+            assert any("Input/output error (try 1 of 60)" in (state.message or "") for state in states)
             assert run.state is not None
             assert "2 of 3 images are in" in str(run.state.message)
             assert "missing: Img/1.tif; Img/2.tif has 3037 bytes, but its header says 3038" in str(run.state.message)
