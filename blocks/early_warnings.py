@@ -104,7 +104,7 @@ class EarlyWarnings:
         """Each warning, for a person."""
         silent = [
             f"{self.names.get(one.system, one.system)} is silent since {one.last:%Y-%m-%d %H:%M} UTC; as a rule, it "
-            f"takes images every {one.cadence / timedelta(minutes=1):.0f} minutes"
+            f"takes images every {_interval(one.cadence)}"
             for one in self.silent
         ]
         unreached = [
@@ -188,3 +188,8 @@ def expiring_objects(session: Session, rules: Sequence[ExpiryRule], now: datetim
         or_(*doomed),
     )
     return session.exec(select(func.count()).select_from(rows.limit(_COUNTED).subquery())).one()
+
+
+def _interval(cadence: timedelta) -> str:
+    seconds = cadence.total_seconds()
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
