@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -17,12 +18,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from blocks.event_log import Backlog, EventLog
 from blocks.messages import Failed as FailedEvent
 from blocks.messages import LogEvent
+from blocks.settings import Settings
 from flows import dispatch, runs, sweep
 from flows.again import try_again
 from flows.dispatch import UploadDispatcher
 from flows.runs import Driven, Runs
+from flows.worker import InProcessWorker
 from tests.dispatching import GROUP, StandIn, append, held, step
 from tests.events import announced, ingested, said, uploaded
+from tests.watching import until
 
 pytest_plugins = ["tests.prefect_server"]
 
@@ -164,6 +168,25 @@ def test_a_run_that_no_process_executes_is_crashed(
                 assert "no process executed it" in (lost.message or "")
             # What a person wanted to end has ended with its process.
             assert (await state_after_sweep(client, "unwanted", Cancelling(), beats=False)).is_cancelled()
+
+    asyncio.run(test())
+
+
+def test_a_worker_that_still_waits_for_prefect_is_not_ended_by_the_sweep(
+    run_settings: Settings, event_log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "BEAT_SECONDS", 0.01)
+    worker = InProcessWorker(work_pool_name="upload-worker")
+    beat = tmp_path / "beat"
+
+    async def test() -> None:
+        async with get_client() as client:
+            sweeping = asyncio.create_task(sweep.keep_swept(worker, "upload-worker", client, event_log, beat))
+            for _ in range(3):  # each round, before it looks for anything
+                beat.unlink(missing_ok=True)
+                await until(beat.exists, "a sign of life")
+            assert not sweeping.done()
+            sweeping.cancel()
 
     asyncio.run(test())
 
