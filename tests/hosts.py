@@ -50,11 +50,17 @@ class Site:
     Args:
         directory: for all that the hosts keep.
         prefect_servers: with two, the second one is on a host of its own, and all find both under one name.
+        object_storage: its address; without one, it is in memory, on the central host.
+        limited: whether the containers of the central host have the memory that compose.yml gives them, and no more.
     """
 
-    def __init__(self, directory: Path, prefect_servers: int = 1) -> None:
+    def __init__(
+        self, directory: Path, prefect_servers: int = 1, object_storage: str = "", limited: bool = False
+    ) -> None:
         self.directory = directory
         self._second_prefect = prefect_servers > 1
+        self._object_storage = object_storage
+        self._limited = limited
         self._stack = AsyncExitStack()
         self._added = 1
         self.data = directory / "data"
@@ -72,9 +78,10 @@ class Site:
         replicas = [REPLICAS] if second else []
         files = (*PRODUCTION, "deploy/hosts/central.yml", *replicas)
         compose = merged(self.directory, *files, profiles=(), **self._variables("central"))
-        self.containers = Containers(self.directory, compose, self.directory / "secrets")
+        self.containers = Containers(self.directory, compose, self.directory / "secrets", limited=self._limited)
         self.central = await self._stack.enter_async_context(Supervisor(self.directory / "logs"))
-        await self.central.start(postgres_of(self.containers).service(), self._object_storage())
+        servers = [postgres_of(self.containers).service()]
+        await self.central.start(*servers, *([] if self._object_storage else [self._objects_in_memory()]))
         # As the container engine publishes it: the server itself listens on loopback.
         await self._stack.enter_async_context(Relay(self.address, 5432))
         await self.containers.start(self.central, "redis")
@@ -107,7 +114,7 @@ class Site:
             "ARCHIVER_CONSUMER": consumer,
             "ARCHIVER_DATA_DIR": str(self.data),
             "ARCHIVER_STAGING_DIR": str(self.directory / "staging"),
-            "AWS_ENDPOINT_URL": "http://s3:5000",
+            "AWS_ENDPOINT_URL": self._object_storage or "http://s3:5000",
             "CENTRAL_ADDRESS": self.address,
             "PRIVATE_ADDRESS": self.address,
             "SECOND_PREFECT_ADDRESS": self.names["prefect"][-1],
@@ -119,7 +126,7 @@ class Site:
         hosts.write_text("127.0.0.1 localhost\n" + "".join(lines))
         subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
 
-    def _object_storage(self) -> Service:
+    def _objects_in_memory(self) -> Service:
         (self.directory / "objects").mkdir()
         env = {"PATH": os.defpath, "TMPDIR": str(self.directory / "objects"), "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"}
         argv = [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "5000"]

@@ -28,7 +28,7 @@ class RabbitMQ:
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
         nothing = home / "nothing"
         nothing.touch()
-        self._environment = {
+        self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),  # of the Erlang cookie
             "LC_ALL": "C.UTF-8",
@@ -59,13 +59,13 @@ class RabbitMQ:
         finally:
             broker.stop()
             # The broker's name server stays behind by itself.
-            subprocess.run(["epmd", "-kill"], env=broker._environment, capture_output=True, timeout=10, check=False)
+            subprocess.run(["epmd", "-kill"], env=broker.environment, capture_output=True, timeout=10, check=False)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [PROGRAM], env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._home
+                [PROGRAM], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._home
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():

@@ -149,6 +149,14 @@ class RadosGateway:
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw")
         self._await("rgw", self._answers)
 
+    def add_key(self, access: str, secret: str) -> None:
+        """Let the user in with a further pair."""
+        self._administer("key", "create", "--key-type=s3", *_pair(access, secret))
+
+    def remove_key(self, access: str) -> None:
+        """Let the user in no longer with this pair."""
+        self._administer("key", "rm", "--key-type=s3", f"--access-key={access}")
+
     def _start(self) -> None:
         for directory in ("mon", "osd", "rgw"):
             (self.home / directory).mkdir()
@@ -156,8 +164,10 @@ class RadosGateway:
         self._start_monitor()
         self._start_disk()
         self.start_gateway()
-        keys = ("--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY)
-        self._run("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=test", "--display-name=test", *keys)
+        self._administer("user", "create", "--display-name=test", *_pair(ACCESS_KEY, SECRET_KEY))
+
+    def _administer(self, *command: str) -> None:
+        self._run("radosgw-admin", "-n", "client.rgw", *command, "--uid=test")
 
     def _make_certificate(self) -> None:
         days, subject = ("-days", "2"), ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
@@ -222,6 +232,10 @@ class RadosGateway:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _pair(access: str, secret: str) -> tuple[str, str]:
+    return f"--access-key={access}", f"--secret-key={secret}"
 
 
 def _free_ports(count: int) -> list[int]:

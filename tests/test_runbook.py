@@ -17,12 +17,15 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yml").read_text())
 ALARMS = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alarms.yml").read_text())["groups"][0]["rules"]
 
 _VERBS = "logs|stop|start|restart|ps|exec|run|up"
-_COMPOSE = re.compile(rf"docker compose (?:-f \S+ )*(?:{_VERBS})(?: -{{1,2}}[a-z-]+)*((?: [a-z-]+)*)")
+_COMPOSE = re.compile(rf"docker compose (?:-f \S+ )*(?:{_VERBS})(?: -{{1,2}}[a-zA-Z-]+)*((?: [a-z-]+)*)")
 
 
 def _code(page: str) -> list[str]:
     """Every line of code in a page."""
-    text = (ROOT / "docs" / page).read_text()
+    return _code_of((ROOT / "docs" / page).read_text())
+
+
+def _code_of(text: str) -> list[str]:
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     return [line.partition(" #")[0] for block in blocks for line in block.splitlines()] + inline
@@ -57,10 +60,10 @@ def test_services_and_files_exist(page: str) -> None:
 
 
 def test_it_tells_how_to_rotate_every_secret() -> None:
-    runbook = (ROOT / "docs" / "runbook.md").read_text()
-    rows = re.findall(r"^\| (`.*?) \|", runbook.split("## Rotate credentials")[1], re.MULTILINE)
-    files = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == files
+    section = (ROOT / "docs" / "runbook.md").read_text().partition("\n## Rotate credentials")[2].partition("\n## ")[0]
+    documents = [yaml.safe_load(path.read_text()) for path in (ROOT / "compose.yml", *ROOT.glob("deploy/hosts/*.yml"))]
+    files = {Path(one["file"]).name for document in documents for one in document.get("secrets", {}).values()}
+    assert set(re.findall(r"secrets/(\w+)", "\n".join(_code_of(section)))) == files
 
 
 def test_every_alarm_has_its_section() -> None:
