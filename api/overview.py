@@ -93,6 +93,7 @@ class StateStatus(BaseModel):
     flight_check: FlightCheckRow | None = Field(
         description="How the last flight check ended; null where nobody knows of any."
     )
+    audit_differences: int = Field(description="What the last audits found and did not mend.", examples=[0])
     warnings: list[str] = Field(description="What will go wrong if nobody does anything.", examples=[[]])
     uploaded_last_hour: int = Field(description="Timesteps that arrived and are not on tape yet.", examples=[120])
     done_in_seconds: float | None = Field(
@@ -190,6 +191,7 @@ def _read_state(services: Services, session: Session, status: Status) -> StateSt
         disks=[DiskRow.of(disk) for disk in early.disks],
         system_names=early.names,
         flight_check=FlightCheckRow.of(early.flight) if early.flight else None,
+        audit_differences=sum(sum(audit.left.values()) for audit in early.audits),
         warnings=early.sentences(),
         uploaded_last_hour=_count(session, not_on_tape(now, Timestep.id).where(last_hour)),
         done_in_seconds=_done_in(waiting, session, now, status.groups),

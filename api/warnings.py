@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlmodel import Session
 
+from blocks.audit_outcome import AuditOutcome
 from blocks.disk_outlook import DiskOutlook
 from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
@@ -115,6 +116,7 @@ class Warnings:
                 self._flight(),
                 self._not_uploading,
                 self._memory(),
+                self._audits(),
             )
             self._known = early
             self._good_until = time.monotonic() + REMEMBER_SECONDS
@@ -144,6 +146,13 @@ class Warnings:
         except RedisError as error:
             logger.warning("Redis can't be asked how full it is: %s", error)
             return None
+
+    def _audits(self) -> list[AuditOutcome]:
+        try:
+            return self._log.audits.last()
+        except RedisError as error:
+            logger.warning("The stream can't be asked what the last audits left: %s", error)
+            return []
 
     def _systems(self) -> list[SystemSeen]:
         try:

@@ -1,4 +1,4 @@
-"""What will go wrong if nobody does anything: silent systems, disks and a Redis that fill, objects that expire.
+"""What will go wrong if nobody does anything: silent systems, full disks and Redis, objects that expire or differ.
 
 Computed from the database, and from what others have seen. Only reads.
 """
@@ -12,6 +12,7 @@ from itertools import pairwise
 from sqlalchemy import and_, or_
 from sqlmodel import Session, col, func, select
 
+from blocks.audit_outcome import AuditOutcome
 from blocks.disk_outlook import DiskOutlook, disk_outlooks
 from blocks.expiry import ExpiryRule
 from blocks.flight_outcome import FlightOutcome
@@ -63,6 +64,8 @@ class EarlyWarnings:
     """How many timesteps wait of each system that no upload-worker reaches."""
     memory: RedisMemory | None
     """How full Redis is."""
+    audits: Sequence[AuditOutcome]
+    """What the last audits left."""
 
     @classmethod
     def of(
@@ -74,6 +77,7 @@ class EarlyWarnings:
         flight: FlightOutcome | None = None,
         not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
         memory: RedisMemory | None = None,
+        audits: Sequence[AuditOutcome] = (),
     ) -> "EarlyWarnings":
         """What will go wrong, as far as it can be told now.
 
@@ -83,6 +87,7 @@ class EarlyWarnings:
             flight: how the last flight check ended.
             not_uploading: tells of systems which of them no upload-worker reaches.
             memory: how full Redis is.
+            audits: what the last ones left.
         """
         return cls(
             silent=silent_systems(session, now),
@@ -93,6 +98,7 @@ class EarlyWarnings:
             no_room={seen.name: seen.waits_for_room for seen in systems if seen.waits_for_room},
             unreached=unreached_systems(session, now, not_uploading),
             memory=memory,
+            audits=audits,
         )
 
     @property
@@ -116,12 +122,14 @@ class EarlyWarnings:
         expiring = [f"objects not on tape that the bucket's lifecycle rules delete within 3 days: {count}"]
         flight = self.flight.warning() if self.flight else None
         memory = self.memory.warning() if self.memory else None
+        audits = [warning for audit in self.audits if (warning := audit.warning())]
         waiting = [
             f"{self.names[system]} waits for room in staging, so nothing more is taken in: {why}"
             for system, why in self.no_room.items()
         ]
         return [
             *([flight] if flight else []),
+            *audits,
             *unreached,
             *silent,
             *waiting,

@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from blocks.absent_consumers import take_from_absent
+from blocks.audit_outcome import AuditOutcomes
 from blocks.backlog import Backlog, GroupMissing, has_work, no_such_group, read_backlog
 from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
@@ -100,6 +101,11 @@ class EventLog(Block):
     def flights(self) -> FlightOutcomes:
         """How the last flight check ended, over the same connection."""
         return FlightOutcomes(self.redis, self.stream)
+
+    @property
+    def audits(self) -> AuditOutcomes:
+        """What the last audits left, over the same connection."""
+        return AuditOutcomes(self.redis, self.stream)
 
     @property
     def waits(self) -> Waits:

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
-from prefect import State, flow, get_run_logger
+from prefect import State, flow, get_run_logger, states
 from prefect.states import Completed
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -89,17 +90,45 @@ def _there(systems: list[ImagingSystem]) -> Iterator[ImagingSystem]:
     return (system for system in systems if system.directory.is_dir())
 
 
-def report(findings: Iterator[Finding], say: Callable[[str], object], *, fix: bool) -> tuple[int, int]:
-    """Say each difference, and take the safe actions where wanted; returns how many there were, and fixed."""
-    found = fixed = 0
+def report(findings: Iterable[Finding], say: Callable[[str], object], *, fix: bool) -> tuple[Counter[str], int]:
+    """Say each difference, and take the safe actions where wanted.
+
+    Returns:
+        How many are left of each kind, and how many were fixed.
+    """
+    left: Counter[str] = Counter()
+    fixed = 0
     for finding in findings:
-        found += 1
         say(str(finding))
         if fix and finding.fix:
             finding.fix()
             fixed += 1
             say(f"  done: {finding.action}")
-    return found, fixed
+        else:
+            left[finding.kind] += 1
+    return left, fixed
+
+
+def audit_and_tell(
+    systems: list[ImagingSystem],
+    settings: Settings,
+    say: Callable[[str], object],
+    *,
+    fix: bool,
+    only: str | None = None,
+) -> tuple[int, int]:
+    """Say each difference, take the safe actions where wanted, and have everybody know what is left.
+
+    Args:
+        only: the system that `systems` are, where nothing but its disks is looked at.
+
+    Returns:
+        How many are left, and how many were fixed.
+    """
+    left, fixed = report(find(systems, settings, only_disks=only is not None), say, fix=fix)
+    with closing(EventLog.from_settings(settings)) as log:
+        log.audits.tell(left, only, [] if only else [system.name for system in systems])
+    return left.total(), fixed
 
 
 @flow(name="audit", flow_run_name="audit", persist_result=False)
@@ -109,14 +138,18 @@ async def audit(*, fix: bool = False, system: str | None = None) -> State[None]:
     Args:
         fix: take the safe actions, which drive the normal path again.
         system: only the disks of this one; otherwise all, those of other hosts by runs there.
+
+    Returns:
+        Completed, or Failed where differences are left.
     """
     settings = get_settings()
     log = get_run_logger()
     systems = await configured_systems(settings, system)
     if system is None:
         await ask_elsewhere(settings, systems, {"fix": fix})
-    findings = find(systems, settings, only_disks=system is not None)
-    found, fixed = await asyncio.to_thread(
-        lambda: report(findings, lambda sentence: log.warning("%s", sentence), fix=fix)
+    left, fixed = await asyncio.to_thread(
+        audit_and_tell, systems, settings, lambda sentence: log.warning("%s", sentence), fix=fix, only=system
     )
-    return Completed(message=f"{found} differences, {fixed} fixed" if found else "no differences")
+    if left:
+        return states.Failed(message=f"differences left: {left}, fixed: {fixed}; `archiver audit` lists them")
+    return Completed(message=f"{fixed} differences, all fixed" if fixed else "no differences")

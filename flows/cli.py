@@ -101,9 +101,9 @@ def audit(
     settings = get_settings()
     systems = asyncio.run(configured_systems(settings))
     say_elsewhere(settings, systems, typer.echo)
-    found, fixed = report(find(systems, settings), typer.echo, fix=fix)
-    typer.echo(f"{found} differences, {fixed} fixed")
-    sys.exit(found > fixed)
+    left, fixed = report(find(systems, settings), typer.echo, fix=fix)
+    typer.echo(f"{left.total() + fixed} differences, {fixed} fixed")
+    sys.exit(bool(left))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from prefect import flow, get_run_logger
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
+from blocks.audit_outcome import AuditOutcome
 from blocks.database import create_engine
 from blocks.early_warnings import EarlyWarnings
 from blocks.event_log import EventLog
@@ -47,7 +48,14 @@ def _report(now: datetime) -> str:
     try:
         with closing(EventLog.from_settings(settings)) as log:
             return report(
-                engine, now, log.systems.all(), rules, log.flights.last(), log.reach.not_uploading, log.memory
+                engine,
+                now,
+                log.systems.all(),
+                rules,
+                log.flights.last(),
+                log.reach.not_uploading,
+                log.memory,
+                log.audits.last(),
             )
     finally:
         engine.dispose()
@@ -61,6 +69,7 @@ def report(
     flight: FlightOutcome | None = None,
     not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
     memory: RedisMemory | None = None,
+    audits: Sequence[AuditOutcome] = (),
 ) -> str:
     """What happened in the day before `now`, and what somebody should look after, as lines of text.
 
@@ -70,9 +79,10 @@ def report(
         flight: how the last flight check ended.
         not_uploading: tells of systems which of them no upload-worker reaches.
         memory: how full Redis is.
+        audits: what the last ones left.
     """
     with Session(engine) as session:
-        early = EarlyWarnings.of(session, systems, rules, now, flight, not_uploading, memory)
+        early = EarlyWarnings.of(session, systems, rules, now, flight, not_uploading, memory, audits)
         return "\n".join(_lines(session, now, early))
 
 

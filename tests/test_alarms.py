@@ -28,6 +28,7 @@ WELL = {
     "archiver_flight_check_failed": "0",
     # These tests begin at the epoch.
     "archiver_flight_check_last_good_seconds": "1+60",
+    "archiver_audit_differences": "0",
     "archiver_unreached_timesteps": "0",
     "archiver_silent_systems": "0",
     "archiver_filling_disks": "0",
@@ -51,6 +52,7 @@ ILL = {
     "SetAside": {'archiver_group_dead_letters{group="upload-worker"}': "1"},
     "FlightCheckFailed": {"archiver_flight_check_failed": "1"},
     "NoFlightCheck": {"archiver_flight_check_last_good_seconds": "60"},
+    "AuditFoundDifferences": {"archiver_audit_differences": "1"},
     "SystemUnreached": {"archiver_unreached_timesteps": "2"},
     "SystemSilent": {"archiver_silent_systems": "1"},
     "DiskFilling": {"archiver_filling_disks": "1"},

@@ -19,6 +19,7 @@ from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.system_seen import Disk, SystemSeen
 from blocks.tables import Timestep
+from flows.report import report
 from tests.events import announced, archived, failed, ingested, rejected, uploaded
 from tests.gateway import problem, record
 
@@ -142,6 +143,18 @@ def test_a_disk_that_fills_is_told_with_its_figures(client: TestClient, engine: 
     assert warning in page
     assert "<td>Prince &lt;12&gt;</td>" in page
     assert "Prince &lt;12&gt;" in client.get(f"/timesteps/{event.timestep_id}").text
+
+
+def test_what_the_last_audits_left_is_told(client: TestClient, engine: Engine, event_log: EventLog) -> None:
+    event_log.audits.tell({"object gone before it was archived": 2, "events set aside": 1})
+    event_log.audits.tell({"disk that can't be read": 1}, "aretha")
+    event_log.audits.tell({}, "prince")
+    here, there = client.get("/api/1/status").json()["state"]["warnings"]
+    assert here.startswith("the audit at ")
+    assert here.endswith("`archiver audit` lists: events set aside: 1, object gone before it was archived: 2")
+    assert there.startswith("the audit of aretha at ")
+    assert read_metrics(client)["archiver_audit_differences"] == 4
+    assert f"- {here}" in report(engine, datetime.now(UTC), audits=event_log.audits.last()).splitlines()
 
 
 def test_objects_that_expire_without_a_tape_copy_are_told(

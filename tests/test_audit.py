@@ -24,7 +24,7 @@ from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.tables import Timestep, TimestepEvent
-from flows.audit import find, report
+from flows.audit import audit_and_tell, find, report
 from flows.audit_disk import audit_disk
 from flows.audit_stream import audit_stream
 from flows.record import record_waiting
@@ -107,10 +107,24 @@ def test_an_event_file_without_a_timestep_is_read_again_also_by_a_running_watche
     (finding,) = lab.found()
     assert (finding.kind, finding.subject) == ("event file without a timestep", str(lab.prince.directory / name))
     said: list[str] = []
-    assert report(iter([finding]), said.append, fix=True) == (1, 1)
+    assert report([finding], said.append, fix=True) == ({}, 1)
     assert lab.log.register.conclusion("prince", name) is None
     assert lab.log.register.take_requests("prince") == {name}
     assert lab.log.register.take_requests("prince") == set()
+
+
+def test_what_an_audit_leaves_is_told_until_one_leaves_nothing(lab: Lab) -> None:
+    systems = [ImagingSystem(name="prince", root=lab.root)]
+    # Another host looked at it before.
+    lab.log.audits.tell({"images that no event announces": 1}, "prince")
+    away = lab.prince.directory.rename(lab.root / "away")
+    assert audit_and_tell(systems, lab.settings, lambda _sentence: None, fix=True) == (1, 0)
+    (told,) = lab.log.audits.last()
+    assert (told.system, told.left) == (None, {"disk that can't be read": 1})
+    away.rename(lab.prince.directory)
+    lab.log.audits.tell({"images that no event announces": 2}, "aretha")
+    assert audit_and_tell(systems, lab.settings, lambda _sentence: None, fix=True) == (0, 0)
+    assert [outcome.left for outcome in lab.log.audits.last()] == [{}, {"images that no event announces": 2}]
 
 
 def test_an_event_file_put_in_the_place_of_one_with_a_timestep_is_found(lab: Lab) -> None:

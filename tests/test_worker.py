@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
 
 from blocks import remembered
+from blocks.entry import Entry
 from blocks.event_log import EventLog
 from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
@@ -377,6 +378,10 @@ def test_the_nightly_flows_do_what_the_systems_block_says_and_find_nothing_amiss
         assert done.message.startswith("deleted 3 files")
         record_waiting(event_log, engine, "state-manager", limit=100)
         assert (await audit(return_state=True)).message == "no differences"
+        event_log.dead_letters("upload-worker").add(Entry("1-0", {}), "it makes no sense")
+        left = await audit(return_state=True)
+        assert left.is_failed()
+        assert left.message == "differences left: 1, fixed: 0; `archiver audit` lists them"
 
     asyncio.run(test())
     root = cast(Path, run_settings.data_dir)

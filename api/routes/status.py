@@ -105,6 +105,9 @@ def _of_state(state: StateStatus) -> Iterator[Metric]:
     )
     yield from _of_flight_check(state.flight_check)
     yield GaugeMetricFamily(
+        "archiver_audit_differences", "What the last audits found and did not mend.", state.audit_differences
+    )
+    yield GaugeMetricFamily(
         "archiver_systems_without_room", "Systems that wait for room in staging.", len(state.waiting_for_room)
     )
     yield from _of_disks(state.disks)
