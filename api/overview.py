@@ -4,7 +4,6 @@ Every figure costs the same at a million timesteps: they come out of tallies and
 """
 
 import logging
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +20,6 @@ from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
 from api.warnings import DiskRow, FlightCheckRow, SilentSystemRow
 from blocks.errors import ArchiverError
 from blocks.event_log import GROUPS, EventLog, Group
-from blocks.system_seen import SystemSeen
 from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally, of_microscopes
 
 logger = logging.getLogger(__name__)
@@ -126,15 +124,29 @@ class Status(BaseModel):
         "hour; null where it saw none of its systems in that time.",
         examples=[2],
     )
+    oldest_event_file_seconds: dict[str, float] = Field(
+        description="For how long the oldest of them has waited, of each imaging system that the event-ingester saw.",
+        examples=[{"prince": 0.0}],
+    )
 
 
 def read_status(services: Services) -> Status:
     """Ask database and stream, of which either may be away."""
     now = datetime.now(UTC)
-    status = Status(at=now, problems=[], state=None, groups=None, redis=None, event_files_waiting=None)
+    status = Status(
+        at=now,
+        problems=[],
+        state=None,
+        groups=None,
+        redis=None,
+        event_files_waiting=None,
+        oldest_event_file_seconds={},
+    )
     try:
         status.groups = [_read_group(services.log, group, now) for group in GROUPS]
-        status.event_files_waiting = _event_files_waiting(services.log.systems.all(), now)
+        recent = [seen for seen in services.log.systems.all() if seen.is_recent(now)]
+        status.event_files_waiting = sum(seen.waiting for seen in recent) if recent else None
+        status.oldest_event_file_seconds = {seen.name: _age(seen.waiting_since, now) or 0.0 for seen in recent}
         memory = services.log.memory
         status.redis = RedisStatus(used_bytes=memory.used, limit_bytes=memory.limit)
     except (RedisError, ArchiverError) as error:
@@ -147,11 +159,6 @@ def read_status(services: Services) -> Status:
         logger.warning("The database can't be asked how the system does: %s", error.orig)
         status.problems.append("The database can't be reached.")
     return status
-
-
-def _event_files_waiting(systems: Sequence[SystemSeen], now: datetime) -> int | None:
-    recent = [seen.waiting for seen in systems if seen.is_recent(now)]
-    return sum(recent) if recent or not systems else None
 
 
 def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:

@@ -1,12 +1,13 @@
 """What the event-ingester sees of each system, for those that have not its disks: the API, and the daily report."""
 
 import os
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self, cast
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from blocks.imaging_system import ImagingSystem
 from blocks.settings import Settings
@@ -53,17 +54,18 @@ class SystemSeen(BaseModel):
     staging: Disk | None = Field(description="Where its timesteps are copied to, if they are.")
     waits_for_room: str | None = Field(None, description="Why its timesteps can't be copied there now, if so.")
     waiting: int = Field(0, description="Its event files that are neither taken in nor rejected.")
+    waiting_since: AwareDatetime | None = Field(None, description="When the oldest of these was seen first.")
 
     def is_recent(self, now: datetime) -> bool:
         """Whether it still says something: not so where a share is away, or nobody watches it any more."""
         return now - self.at <= _RECENT
 
     @classmethod
-    def of(cls, system: ImagingSystem, settings: Settings, waiting: int = 0) -> Self:
+    def of(cls, system: ImagingSystem, settings: Settings, waiting: Collection[datetime] = ()) -> Self:
         """What is seen of a system now.
 
         Args:
-            waiting: how many of its event files are not dealt with.
+            waiting: when each of its event files was seen first that is not dealt with.
 
         Raises:
             OSError: when its disks can't be asked.
@@ -76,7 +78,8 @@ class SystemSeen(BaseModel):
             source=Disk.of(system.directory, settings.consumer),
             # It is made when the first timestep is copied.
             staging=Disk.of(staging, settings.consumer) if staging and staging.is_dir() else None,
-            waiting=waiting,
+            waiting=len(waiting),
+            waiting_since=min(waiting, default=None),
         )
 
 

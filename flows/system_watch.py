@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -60,7 +61,8 @@ class SystemWatch:
         self._pending = Pending()
         self._hinted: set[str] = set()
         self._due: dict[str, float] = {}
-        self._waiting = 0
+        # When each event file was seen first that is not dealt with.
+        self._waiting: dict[str, datetime] = {}
         self._has_hint, self._has_due, self._has_failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._hints = Hints(self._take_hint)
 
@@ -104,7 +106,8 @@ class SystemWatch:
         # What is hinted at meanwhile may have come after the listing.
         before = {*self._due, *self._pending.names()}
         found = await asyncio.to_thread(self._scan.find, self._system)
-        self._waiting, now = len(found), time.monotonic()
+        seen_at, now = datetime.now(UTC), time.monotonic()
+        self._waiting = {event_file: self._waiting.get(event_file, seen_at) for event_file in found}
         for event_file in before.difference(found):
             self._due.pop(event_file, None)
             self._pending.forget(event_file)
@@ -116,7 +119,7 @@ class SystemWatch:
         if self._name == FLIGHT_CHECK:
             return  # no disk of a microscope
         try:
-            self._log.systems.tell(SystemSeen.of(self._system, get_settings(), waiting=self._waiting))
+            self._log.systems.tell(SystemSeen.of(self._system, get_settings(), waiting=self._waiting.values()))
         except OSError as error:
             logger.warning("The disks of %s can't be asked how full they are: %s", self._name, error)
 

@@ -185,9 +185,9 @@ def test_the_end_of_a_backlog_is_told_by_the_pace_since_it_began(
             at = now - timedelta(seconds=seconds)
             session.execute(update(Timestep).where(col(Timestep.id) == event.timestep_id).values(uploaded_at=at))
     disk = Disk(device="host:1", directory="/data/prince", free=10**12, total=10**12)
-    for name, waiting in (("prince", 1), ("aretha", 1)):
-        seen = SystemSeen(name=name, display_name=name, at=now, source=disk, staging=None, waiting=waiting)
-        event_log.systems.tell(seen)
+    for name, since in (("prince", now - timedelta(hours=2)), ("aretha", now)):
+        seen = SystemSeen(name=name, display_name=name, at=now, source=disk, staging=None, waiting=1)
+        event_log.systems.tell(seen.model_copy(update={"waiting_since": since}))
     # One that has waited for 100 s.
     entry_id = f"{int((now.timestamp() - 100) * 1000)}-0"
     event_log.redis.delete(event_log.stream)
@@ -197,7 +197,10 @@ def test_the_end_of_a_backlog_is_told_by_the_pace_since_it_began(
     assert status["event_files_waiting"] == 2
     # Four in 100 s: the eight take 200 s.
     assert status["state"]["done_in_seconds"] == pytest.approx(200, abs=10)
-    assert read_metrics(client)["archiver_waiting_event_files"] == 2
+    figures = read_metrics(client)
+    assert figures["archiver_waiting_event_files"] == 2
+    assert figures["archiver_oldest_event_file_seconds prince"] == pytest.approx(7200, abs=60)
+    assert figures["archiver_oldest_event_file_seconds aretha"] < 60
     page = client.get("/").text
     assert "event files waiting" in page
     assert "all done in" in page
@@ -213,12 +216,14 @@ def test_event_files_of_a_system_that_is_gone_wait_no_more(client: TestClient, e
             event_log.systems.tell(seen)
         return client.get("/api/1/status").json()["event_files_waiting"]
 
-    assert waiting_when() == 0
+    assert waiting_when() is None
     assert waiting_when(prince=0, aretha=50) == 6
     assert waiting_when(prince=0, aretha=70) == 3
+    assert read_metrics(client)["archiver_oldest_event_file_seconds prince"] == 0
     # Nobody knows, where nobody looks.
     assert waiting_when(prince=70) is None
-    assert "archiver_waiting_event_files" not in read_metrics(client)
+    gone = {"archiver_waiting_event_files", "archiver_oldest_event_file_seconds prince"}
+    assert not gone & read_metrics(client).keys()
 
 
 def test_nothing_happened_yet(client: TestClient) -> None:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import httpx
 import pytest
@@ -696,9 +697,15 @@ def test_runs_that_wait_for_their_images_for_long_hold_up_no_backlog(
         prince.drop(f"{number}.json")
     ingest.seconds = 3600.0
 
+    def waited() -> timedelta:
+        (seen,) = event_log.systems.all()
+        assert (seen.waiting, seen.waiting_since is None) == (6, False)
+        return seen.at - cast(datetime, seen.waiting_since)
+
     async def test() -> None:
         async with watching(root, event_log, ingest):
             await until(lambda: len(ingest.runs) == 6, "a run for each of them")
+            await until(lambda: waited() >= timedelta(seconds=1), "telling for how long they wait")
 
     asyncio.run(test())
 

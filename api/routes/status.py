@@ -58,12 +58,17 @@ class _Figures(Collector):
             yield from _of_groups(self._status.groups)
         if self._status.redis:
             yield from _of_redis(self._status.redis)
-        if self._status.event_files_waiting is not None:
-            yield GaugeMetricFamily(
-                "archiver_waiting_event_files",
-                "Event files that are neither taken in nor rejected.",
-                self._status.event_files_waiting,
-            )
+        yield GaugeMetricFamily(
+            "archiver_waiting_event_files",
+            "Event files that are neither taken in nor rejected.",
+            self._status.event_files_waiting,
+        )
+        oldest = GaugeMetricFamily(
+            "archiver_oldest_event_file_seconds", "For how long the oldest of them waits.", labels=["system"]
+        )
+        for system, seconds in self._status.oldest_event_file_seconds.items():
+            oldest.add_metric([system], seconds)
+        yield oldest
 
 
 def _of_state(state: StateStatus) -> Iterator[Metric]:
