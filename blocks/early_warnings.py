@@ -145,8 +145,9 @@ def silent_systems(session: Session, now: datetime) -> list[SilentSystem]:
     systems = select(TimestepTally.system).where(of_microscopes(TimestepTally)).distinct()
     for system in session.exec(systems.order_by(TimestepTally.system)):
         stamp = col(Timestep.timestamp)
-        query = select(stamp).where(Timestep.system == system).order_by(stamp.desc(), col(Timestep.id).desc())
-        stamps = session.exec(query.limit(_TIMESTEPS)).all()
+        # A wrong clock tells of the future, once perhaps: such a stamp would be the last one for ever.
+        query = select(stamp).where(Timestep.system == system, stamp <= now)
+        stamps = session.exec(query.order_by(stamp.desc(), col(Timestep.id).desc()).limit(_TIMESTEPS)).all()
         gaps = [(later - earlier).total_seconds() for later, earlier in pairwise(stamps)]
         if len(stamps) < _FEWEST:
             continue

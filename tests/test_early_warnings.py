@@ -46,6 +46,8 @@ def test_a_system_is_silent_after_several_of_its_own_intervals(engine: Engine) -
     imaged(engine, "hourly", [1, 2, 3, 4, 5, 6, 7])
     imaged(engine, "daily", [20, 44, 68, 92, 116, 140])
     imaged(engine, "new", [100, 101])
+    # A clock was wrong once.
+    imaged(engine, "hourly", [-24 * 365 * 70])
     assert silent(engine) == []
     assert silent(engine, 1.9) == []
     assert silent(engine, 2.1) == ["hourly"]
