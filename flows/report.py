@@ -105,7 +105,7 @@ def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[st
     ).one()
     yield f"uploaded: {uploaded}, {float(size or 0) / 1e9:.1f} GB"
     archived = session.exec(
-        select(func.count()).where(col(Timestep.archived_at) >= start, col(Timestep.archived_at) < now)
+        select(func.count()).where(is_real, col(Timestep.archived_at) >= start, col(Timestep.archived_at) < now)
     ).one()
     yield f"on tape: {archived}"
     yield from _listed(

@@ -25,7 +25,7 @@ from flows.purge import configured_systems
 from flows.reconcile import reconcile
 from flows.report import report
 from flows.verify import NothingToVerify, Selection, choose
-from tests.events import failed, ingested, uploaded, withdrawn
+from tests.events import archived, failed, ingested, uploaded, withdrawn
 from tests.gateway import problem, record
 from tests.test_api_status import read_metrics
 
@@ -64,19 +64,20 @@ def test_nobody_sees_its_timesteps_who_does_not_ask_for_them(
     sent = [announcement(UUID(int=number << 96)) for number in range(1, 10)]
     record(engine, event_log, *(ingested(event, SYSTEM) for event in sent))
     record(engine, event_log, *(uploaded(event, SYSTEM, bucket=settings.bucket) for event in sent[:5]))
-    record(engine, event_log, failed(sent[5], system=SYSTEM))
+    record(engine, event_log, failed(sent[5], system=SYSTEM), archived(sent[0].key))
     long_ago = datetime.now(UTC) - timedelta(days=9)
     with Session(engine) as session, session.begin():
         session.execute(update(Timestep).values(ingested_at=long_ago))
-    for path in ("exports", "timesteps", "experiments"):
-        assert client.get(f"/api/1/{path}").json() == {"count": 0, "data": [], "next": None}
-        assert client.get(f"/api/1/{path}", params={"system": SYSTEM}).json()["count"] > 0
+    for path, query in (("exports", {}), ("timesteps", {}), ("experiments", {}), ("at-risk", {"hours": "0"})):
+        assert client.get(f"/api/1/{path}", params=query).json()["count"] == 0
+        assert client.get(f"/api/1/{path}", params={**query, "system": SYSTEM}).json()["count"] > 0
     assert client.get("/api/1/stats/daily").json()["data"] == []
     state = client.get("/api/1/status").json()["state"]
     assert (set(state["timesteps"].values()), state["bytes"], state["warnings"]) == ({0}, 0, [])
+    assert (state["uploaded_last_hour"], state["oldest_not_on_tape_seconds"]) == (0, None)
     now = datetime.now(UTC)
     lines = report(engine, now).splitlines()
-    assert {"taken in: 0", "uploaded: 0, 0.0 GB", "failed, and not uploaded since: 0"} <= {*lines}
+    assert {"taken in: 0", "uploaded: 0, 0.0 GB", "on tape: 0", "failed, and not uploaded since: 0"} <= {*lines}
     with Session(engine) as session:
         assert silent_systems(session, now) == []
         assert expiring_objects(session, [ExpiryRule("", 1)], now) == 0

@@ -14,7 +14,7 @@ from api.filters import Name, TimestepFilter
 from api.paging import Instant, Order, Page, Paging, fetch_page
 from api.schemas import UploadedTimestep
 from blocks.expiry import days_left
-from blocks.tables import Timestep
+from blocks.tables import Timestep, of_microscopes
 
 router = APIRouter(tags=["figures"])
 
@@ -65,18 +65,19 @@ def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, service
         left = days_left(rules, row.key, row.uploaded_at, now)
         return AtRisk.model_validate({**row._asdict(), "days_left": left})
 
-    waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns())
-    rows = TimestepFilter(system=query.system, experiment=query.experiment).narrow(waiting)
+    waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns(), system=query.system)
+    rows = TimestepFilter(experiment=query.experiment).narrow(waiting)
     page = fetch_page(session, rows, OLDEST_FIRST, query, "at-risk", show)
     warnings = services.warnings.read(session, now).sentences()
     return AtRiskPage(count=page.count, data=page.data, next=page.next, warnings=warnings)
 
 
-def not_on_tape(uploaded_before: datetime, *columns: Any) -> Select[Any]:
-    """Timesteps that are in object storage only."""
+def not_on_tape(uploaded_before: datetime, *columns: Any, system: str | None = None) -> Select[Any]:
+    """Timesteps that are in object storage only: of all microscopes, or of one system."""
     rows: Select[Any] = select(*columns)
     return rows.where(
         col(Timestep.uploaded_at).is_not(None),
         col(Timestep.archived_at).is_(None),
         col(Timestep.uploaded_at) < uploaded_before,
+        col(Timestep.system) == system if system else of_microscopes(Timestep),
     )
