@@ -74,6 +74,11 @@ class Export(UploadedTimestep):
         examples=["https://s3.example.org/timesteps/images/…tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=…"],
     )
 
+    @classmethod
+    def columns(cls) -> list[Any]:
+        """Those to select of timesteps to show this."""
+        return [*super().columns(), Timestep.bucket]
+
 
 class Failure(BaseModel):
     """The last time a stage gave the timestep up, if nothing has come of it since."""

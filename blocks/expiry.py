@@ -84,7 +84,7 @@ class ExpiryRules:
 
     def _read(self, bucket: str) -> list[ExpiryRule] | RulesUnknown:
         try:
-            return _read(self._store.model_copy(update={"bucket_name": bucket}).wire)
+            return _read(self._store.of_bucket(bucket).wire)
         except ObjectStoreError as error:
             reason = f"the lifecycle rules of bucket {bucket} can't be read: {error}"
             logger.warning("%s%s", reason[0].upper(), reason[1:])

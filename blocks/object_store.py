@@ -101,6 +101,10 @@ class ObjectStore(S3Bucket):
         """This store, used the way the other one is."""
         return self.model_copy(update={name: getattr(other, name) for name in _TUNING})
 
+    def of_bucket(self, bucket: str) -> Self:
+        """This storage's other bucket, where an object was recorded: new ones may go to another by now."""
+        return self.model_copy(update={"bucket_name": bucket})
+
     def within(self, seconds: float) -> Self:
         """This store, for who would rather be told that the storage is away than wait for it any longer than that."""
         parameters = self.credentials.aws_client_parameters

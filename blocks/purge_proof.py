@@ -111,7 +111,7 @@ def _prove_lasting(timestep: Purgeable, store: ObjectStore, rules: ExpiryRules) 
         raise NotProven(f"it is not known to be on tape, and {error}") from error
     if not matter:
         return
-    head = store.model_copy(update={"bucket_name": bucket}).head(key)
+    head = store.of_bucket(bucket).head(key)
     # What was found in the bucket may have been stored long before anybody said so.
     stored_at = min(uploaded_at, head.modified_at) if head else uploaded_at
     left = days_left(matter, key, stored_at, datetime.now(UTC))

@@ -13,8 +13,8 @@ def find_difference(timestep: Timestep, store: ObjectStore) -> str | None:
     Raises:
         ObjectStoreError: when the storage can't be asked.
     """
-    key, bucket = timestep.key or "", timestep.bucket
-    head = store.model_copy(update={"bucket_name": bucket}).head(key)
+    key, bucket = timestep.key or "", timestep.bucket or ""
+    head = store.of_bucket(bucket).head(key)
     if head is None:
         return f"its object {key} is gone from the bucket {bucket}"
     differing = [

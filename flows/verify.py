@@ -131,9 +131,8 @@ def find_differences(
         return [f"it is not uploaded: its state is {timestep.state.value}"]
     with Session(engine) as session:
         images = list(_recorded_images(session, timestep.id))
-    in_bucket = store.model_copy(update={"bucket_name": timestep.bucket})
     try:
-        return in_bucket.verify(timestep.key, images, timestep.sha256, progress)
+        return store.of_bucket(timestep.bucket).verify(timestep.key, images, timestep.sha256, progress)
     except ObjectStoreError as error:
         return [str(error)]
 

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 from sqlalchemy import Engine
 
+from api.app import create_app
 from blocks.bundle import Bundle
 from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore, StoredObject
+from blocks.settings import Settings
 from tests.events import announced, ingested, uploaded
 from tests.gateway import pages, problem, record
 
@@ -205,6 +208,17 @@ def _fetch(client: TestClient, url: str) -> bytes:
         for chunk in answer.iter_raw():
             received += chunk
     return received
+
+
+def test_what_was_uploaded_into_another_bucket_is_found_there(
+    settings: Settings, sent: Sent, object_store: ObjectStore
+) -> None:
+    with TestClient(create_app(settings.model_copy(update={"bucket": f"{settings.bucket}-new"}))) as client:
+        assert client.get(f"{sent.path}/Img/Img_r00_c01.tif").content == sent.contents["Img/Img_r00_c01.tif"]
+        (export,) = client.get("/api/1/exports").json()["data"]
+        redirect = client.get(f"{sent.path.removesuffix('images')}download", follow_redirects=False)
+    for url in (export["url"], redirect.headers["location"]):
+        assert hashlib.sha256(httpx.get(url).content).hexdigest() == sent.stored.sha256
 
 
 def test_a_missing_object_is_said(client: TestClient, sent: Sent, object_store: ObjectStore) -> None:

@@ -78,7 +78,7 @@ def image(
 
     Its ETag is its SHA-256. An image that does not hash to it breaks off before its end.
     """
-    timestep, key = find_uploaded(session, timestep_id)
+    timestep, key, store = find_uploaded(session, timestep_id, store)
     image = session.get(TimestepImage, (timestep_id, name)) if "\0" not in name else None
     if image is None:
         raise Problem(HTTPStatus.NOT_FOUND, f"Timestep {timestep_id} has no image of this name.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC
+from functools import cache
 from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
@@ -27,6 +28,7 @@ from api.schemas import (
 )
 from api.troubles import what_became_of_its_object, what_keeps
 from blocks.messages import Archived, Withdrawn
+from blocks.object_store import ObjectStore
 from blocks.tables import Archive, ArchiveMember, Timestep, TimestepEvent, TimestepState
 
 router = APIRouter(tags=["timesteps"])
@@ -39,10 +41,11 @@ NEWEST_FIRST = Order((col(Timestep.timestamp), col(Timestep.id)), ("timestamp", 
 @router.get("/exports", summary="Uploaded timesteps, each with a URL that fetches it")
 def exports(query: Annotated[TimestepQuery, Query()], session: SessionDep, store: StoreDep) -> Page[Export]:
     """Newest first, by the time the images were taken. Archived timesteps are among them."""
-    presigner = store.presigner
+    presigner_of = cache(lambda bucket: store.of_bucket(bucket).presigner)
 
     def show(row: Row[Any]) -> Export:
-        return Export.model_validate({**row._asdict(), "url": presigner.url(row.key, URL_SECONDS)})
+        url = presigner_of(row.bucket).url(row.key, URL_SECONDS)
+        return Export.model_validate({**row._asdict(), "url": url})
 
     states = (TimestepState.UPLOADED, TimestepState.ARCHIVED)
     rows = query.narrow(select(*Export.columns()).where(col(Timestep.state).in_(states)))
@@ -85,16 +88,16 @@ def find_timestep(session: Session, timestep_id: UUID) -> Timestep:
     return timestep
 
 
-def find_uploaded(session: Session, timestep_id: UUID) -> tuple[Timestep, str]:
-    """The timestep and the key of its object.
+def find_uploaded(session: Session, timestep_id: UUID, store: ObjectStore) -> tuple[Timestep, str, ObjectStore]:
+    """The timestep, the key of its object, and the store that has it: this one, or another bucket there.
 
     Raises:
         Problem: when there is none, or it is not uploaded as yet.
     """
     timestep = find_timestep(session, timestep_id)
-    if timestep.key is None:
+    if timestep.key is None or timestep.bucket is None:
         raise Problem(HTTPStatus.NOT_FOUND, f"Timestep {timestep_id} is not uploaded; it is {timestep.state}.")
-    return timestep, timestep.key
+    return timestep, timestep.key, store.of_bucket(timestep.bucket)
 
 
 @router.get(
@@ -161,5 +164,5 @@ def _flow_runs(history: Iterable[HistoryEvent], prefect_ui_url: str | None) -> l
 )
 def download(timestep_id: TimestepPath, session: SessionDep, store: StoreDep) -> RedirectResponse:
     """Redirects to a URL that fetches the tar from object storage, for an hour."""
-    _, key = find_uploaded(session, timestep_id)
+    _, key, store = find_uploaded(session, timestep_id, store)
     return RedirectResponse(store.presigned_url(key, URL_SECONDS), headers={"Cache-Control": "no-store"})
