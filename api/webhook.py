@@ -8,11 +8,12 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from api.body import read_body
 from api.deps import Services, ServicesDep, require_surf_archiver
 from api.problems import Problem, documented
+from blocks.bulk import among
 from blocks.messages import LogEvent
 from blocks.surf_archiver import SOURCE, InvalidNotice, Notice, Reading, read_notice
 from blocks.tables import Timestep
@@ -73,7 +74,7 @@ async def surf_archiver(request: Request, services: ServicesDep) -> Receipt:
 
 
 def _append(reading: Reading, services: Services) -> Receipt:
-    known = _known_timesteps([notice.key for notice in reading.archived], services)
+    known = known_timesteps([notice.key for notice in reading.archived], services)
     receipt = Receipt(matched=[], unknown=[], refused=reading.refused)
     for notice in reading.archived:
         timestep_id = known.get(notice.key)
@@ -88,11 +89,11 @@ def _append(reading: Reading, services: Services) -> Receipt:
     return receipt
 
 
-def _known_timesteps(keys: list[str], services: Services) -> dict[str, UUID]:
+def known_timesteps(keys: list[str], services: Services) -> dict[str, UUID]:
     """The timesteps these keys belong to; none while the database is away, for a notice must not get lost."""
     try:
         with Session(services.engine) as session:
-            found = session.exec(select(Timestep.key, Timestep.id).where(col(Timestep.key).in_(keys)))
+            found = session.exec(select(Timestep.key, Timestep.id).where(among(Timestep.key, keys)))
             return {key: id for key, id in found if key}
     except OperationalError as error:
         logger.warning("Keys of surf-archiver's notice can't be looked up: %s", error.orig)

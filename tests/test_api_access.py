@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from api.app import create_app
-from api.webhook import MAX_BODY_BYTES
+from api.deps import Services
+from api.webhook import MAX_BODY_BYTES, known_timesteps
 from blocks.event_log import EventLog
 from blocks.messages import Archived
 from blocks.object_store import ObjectStore
@@ -389,6 +390,17 @@ def test_what_is_sent_too_slowly_or_breaks_off_holds_nothing_up(
         assert httpx.get(f"{url}/health").status_code == 200
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert event_log.redis.xlen(event_log.stream) == 0
+
+
+def test_of_more_keys_than_a_statement_has_parameters_each_known_one_is_found(
+    settings: Settings, engine: Engine, event_log: EventLog
+) -> None:
+    event = announced()
+    record(engine, event_log, uploaded(event))
+    services = Services.from_settings(settings)
+    keys = [*(f"images/{number}.tar" for number in range(70_000)), event.key]
+    assert known_timesteps(keys, services) == {event.key: event.timestep_id}
+    services.close()
 
 
 def test_a_notice_is_kept_while_the_database_is_away(
