@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     if settings.api_token is None:
-        app.add_middleware(LoopbackOnly)
+        app.add_middleware(LoopbackOnly, api_url=settings.api_url)
     app.add_middleware(HeadAsGet)
     reading = APIRouter(
         dependencies=[Depends(require_reader), Depends(require_few_parameters)],

@@ -143,7 +143,8 @@ class Settings(BaseSettings):
     api_url: Url | None = _setting(
         None,
         "where clients find the API, e.g. `https://archiver.example.org`; "
-        "links from the Prefect UI to timesteps begin with it, and where it is `https`, cookies are for TLS only",
+        "links from the Prefect UI to timesteps begin with it, and where it is `https`, cookies are for TLS only; "
+        "without a token, its name is the only one that the API [answers to](api.md#who-may-read), beside `localhost`",
         used_by="`ls`, `status`, `fetch`, upload-worker, api",
         without="`up` sets it for a shell",
     )

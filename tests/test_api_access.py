@@ -145,6 +145,26 @@ def test_without_a_token_a_server_bound_by_hand_answers_this_machine_only(
         assert client.get("/api/1/exports").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "fastapi.localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000")),
+        ("archiver.example", 200),
+        *((host, 421) for host in ("rebound.example:8000", "localhost.example", "127.0.0.1.example", "192.0.2.1", "[")),
+    ],
+)
+def test_without_a_token_a_page_from_elsewhere_reads_nothing(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, host: str, status: int
+) -> None:
+    """Its name is an address of this machine, once it was loaded."""
+    app = create_app(settings.model_copy(update={"api_url": "https://archiver.example/archiver"}))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        answer = client.get("/api/1/exports", headers={"Host": host})
+    assert answer.status_code == status
+    if status != 200:
+        assert "ARCHIVER_API_URL" in problem(answer, status)
+
+
 def test_missing_settings_are_named_all_at_once(settings: Settings) -> None:
     with pytest.raises(MissingSetting, match="ARCHIVER_DATABASE_URL, ARCHIVER_REDIS_URL"):
         create_app(settings.model_copy(update={"database_url": None, "redis_url": None}))
