@@ -8,7 +8,7 @@ from typing import cast
 import redis
 
 from blocks.dead_letters import DeadLetters
-from blocks.entry import GROUPS, Group
+from blocks.entry import GROUPS, Group, place_of
 from blocks.errors import ArchiverError
 
 # Counted where the entries are: many of them are large.
@@ -92,7 +92,7 @@ def _oldest_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> da
     after = f"({group['last-delivered-id']}"
     untaken = cast(list[tuple[str, object]], connection.xrange(stream, after, count=1))
     ids = [*([pending] if pending else []), *(id for id, _ in untaken)]
-    return datetime.fromtimestamp(min(_place(id)[0] for id in ids) / 1000, UTC) if ids else None
+    return datetime.fromtimestamp(min(place_of(id)[0] for id in ids) / 1000, UTC) if ids else None
 
 
 def remove_unneeded(connection: redis.Redis, stream: str, before: datetime) -> int:
@@ -100,18 +100,13 @@ def remove_unneeded(connection: redis.Redis, stream: str, before: datetime) -> i
 
     An entry is needed until every group, also a foreign one, has acknowledged it, and while it is set aside.
     """
-    needed = [_place(f"{int(before.timestamp() * 1000)}-0")]
+    needed = [place_of(f"{int(before.timestamp() * 1000)}-0")]
     for info in cast(list[dict[str, str | int]], connection.xinfo_groups(stream)):
-        milliseconds, number = _place(str(info["last-delivered-id"]))
+        milliseconds, number = place_of(str(info["last-delivered-id"]))
         needed.append((milliseconds, number + 1))
         if info["pending"]:
             pending = cast(dict[str, str], connection.xpending(stream, str(info["name"])))
-            needed.append(_place(pending["min"]))
-    needed += [_place(letter.entry.id) for group in GROUPS for letter in DeadLetters(connection, stream, group)]
+            needed.append(place_of(pending["min"]))
+    needed += [place_of(letter.entry.id) for group in GROUPS for letter in DeadLetters(connection, stream, group)]
     milliseconds, number = min(needed)
     return connection.xtrim(stream, minid=f"{milliseconds}-{number}", approximate=False)
-
-
-def _place(id: str) -> tuple[int, int]:
-    milliseconds, _, number = id.partition("-")
-    return int(milliseconds), int(number)

@@ -142,6 +142,11 @@ class ImagingEvent(BaseModel):
         return self.model_dump(mode="json", by_alias=False)
 
 
+def title_of(system: str, experiment_id: str, timestamp: datetime) -> str:
+    """What an operator searches for: `prince 20261101_004 2026-11-23 10:42:07`, in UTC."""
+    return f"{system} {experiment_id} {timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):

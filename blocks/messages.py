@@ -23,7 +23,7 @@ from pydantic import (
     field_validator,
 )
 
-from blocks.event_file import ImagingEvent
+from blocks.event_file import ImagingEvent, title_of
 from blocks.proven_object import Proof, ProvenObject
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 
@@ -66,9 +66,8 @@ class Ingested(EventData):
 
     @property
     def title(self) -> str:
-        """What an operator searches for: `prince 20261101_004 2026-11-23 10:42:07`, in UTC."""
-        time = self.event.timestamp.astimezone(UTC)
-        return f"{self.system} {self.event.experiment_id} {time:%Y-%m-%d %H:%M:%S}"
+        """What an operator searches for."""
+        return title_of(self.system, self.event.experiment_id, self.event.timestamp)
 
     @property
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import NamedTuple, cast
 from uuid import UUID
@@ -73,11 +73,6 @@ class Outcome:
 
     def __str__(self) -> str:
         return f"{self.title}: " + (f"kept, {self.kept}" if self.kept else f"{self.files} files, {self.bytes} bytes")
-
-
-def title_of(row: Timestep) -> str:
-    """What an operator searches for: `prince 20261101_004 2026-11-23 10:42:07`, in UTC."""
-    return f"{row.system} {row.experiment_id} {row.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 class PurgeableTimesteps:

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Computed, Enum, Index, String, text
 from sqlmodel import Field, SQLModel, col
 
-from blocks.event_file import TimestepType
+from blocks.event_file import TimestepType, title_of
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 
 
@@ -127,6 +127,11 @@ class Timestep(SQLModel, table=True):
     upload_started_at: datetime | None = None
     verified_at: datetime | None = None
     checks: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+
+    @property
+    def title(self) -> str:
+        """What an operator searches for."""
+        return title_of(self.system, self.experiment_id, self.timestamp)
 
 
 def of_microscopes(table: "type[Timestep] | type[TimestepTally]") -> ColumnElement[bool]:

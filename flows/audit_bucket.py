@@ -14,11 +14,12 @@ from blocks import incomplete_uploads
 from blocks.event_file import TimestepType
 from blocks.event_log import GROUPS, EventLog
 from blocks.findings import Finding
-from blocks.messages import Ingested, LogEvent
+from blocks.messages import Ingested
 from blocks.object_store import ObjectStore
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep, TimestepEvent, of_microscopes
 from flows.abandoned import OUR_KEY, abort_abandoned
+from flows.backfill import ingest_again
 from flows.side_by_side import side_by_side
 
 
@@ -123,11 +124,7 @@ class _Repeat:
         with Session(self.engine) as session:
             row = session.exec(query.order_by(col(event.time))).first()
             if row is not None:
-                data = Ingested.model_validate(row.data)
-                subject = str(self.timestep_id)
-                self.log.repeat(
-                    LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data)
-                )
+                ingest_again(row, self.log)
 
 
 def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import cast
 
 from sqlmodel import Session, col, select
 
 from blocks.database import create_engine
 from blocks.event_log import EventLog
-from blocks.messages import DATA_TYPES, Ingested, LogEvent
+from blocks.messages import Ingested, LogEvent
 from blocks.settings import Settings
 from blocks.tables import RejectedEventFile, Timestep, TimestepEvent, TimestepState
 
@@ -42,14 +41,17 @@ def backfill_failed(settings: Settings, system: str | None = None) -> Iterator[I
     try:
         with closing(EventLog.from_settings(settings)) as log, Session(engine) as session:
             for row in session.exec(failed):
-                data = cast(Ingested, DATA_TYPES[row.type].model_validate(row.data))
-                subject = str(data.timestep_id)
-                log.repeat(
-                    LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data)
-                )
-                yield data
+                yield ingest_again(row, log)
     finally:
         engine.dispose()
+
+
+def ingest_again(row: TimestepEvent, log: EventLog) -> Ingested:
+    """Say once more in the stream what the history has of an ingestion; returns what it said."""
+    data = Ingested.model_validate(row.data)
+    subject = str(data.timestep_id)
+    log.repeat(LogEvent(id=row.id, source=row.source, type=row.type, subject=subject, time=row.time, data=data))
+    return data
 
 
 def backfill_rejected(settings: Settings, system: str | None = None) -> Iterator[str]:

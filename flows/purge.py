@@ -27,7 +27,7 @@ from blocks.messages import LogEvent, SourcePurged
 from blocks.mounts import mount_of, mounts_within
 from blocks.object_store import ObjectStore
 from blocks.purge_proof import prove_event_file, prove_files, prove_object, prove_stored
-from blocks.purgeable import NotProven, Outcome, PurgeableTimesteps, title_of
+from blocks.purgeable import NotProven, Outcome, PurgeableTimesteps
 from blocks.settings import Settings, get_settings
 from blocks.staging import Staging
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
@@ -68,7 +68,7 @@ class SourcePurge(PurgePass):
             return
         claims, rules = Claims(self.system, self.log, self.timesteps), ExpiryRules(self.store)
         for row in self.timesteps.uploaded_before(name, datetime.now(UTC) - timedelta(days=days)):
-            yield self.outcome(title_of(row), partial(self._purge, row, claims, rules))
+            yield self.outcome(row.title, partial(self._purge, row, claims, rules))
 
     def _purge(self, row: Timestep, claims: Claims, rules: ExpiryRules) -> tuple[int, int]:
         """Images first, the event file last: until then, everybody can see what is being deleted."""

@@ -9,7 +9,7 @@ from blocks.deletion import delete_empty_directories, delete_files
 from blocks.lease import hold
 from blocks.messages import LogEvent, StagingPurged
 from blocks.purge_proof import prove_files, prove_object, prove_stored
-from blocks.purgeable import Outcome, title_of
+from blocks.purgeable import Outcome
 from blocks.staging import Staging
 from blocks.tables import Timestep
 from flows.purge_pass import STAGE, PurgePass
@@ -40,7 +40,7 @@ class StagingPurge(PurgePass):
             row = self.timesteps.find(timestep_id)
             if row is None or row.uploaded_at is None or row.uploaded_at > before:
                 continue
-            yield self.outcome(f"the copy of {title_of(row)}", partial(self._purge, row))
+            yield self.outcome(f"the copy of {row.title}", partial(self._purge, row))
         if self.do_it:
             self.staging.clean(self.system.name, _LEFT_OVER_SECONDS)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 
 from blocks.database import create_engine
 from blocks.errors import ArchiverError
+from blocks.event_file import title_of
 from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.proven_object import Image
@@ -51,7 +52,7 @@ class Recorded:
     @property
     def title(self) -> str:
         """What tells an operator which one it is."""
-        return f"{self.system} {self.experiment_id} {self.timestamp.astimezone(UTC):%Y-%m-%d %H:%M:%S} ({self.id})"
+        return f"{title_of(self.system, self.experiment_id, self.timestamp)} ({self.id})"
 
 
 def verify(settings: Settings, selection: Selection, console: Console) -> int:

@@ -95,9 +95,7 @@ def experiments(query: Annotated[TimestepQuery, Query()], session: SessionDep) -
 
 
 @router.get("/experiments/{experiment_id}", summary="One experiment", responses=documented(HTTPStatus.NOT_FOUND))
-def experiment(
-    experiment_id: Annotated[Name, Path(description="Its id.", examples=["20261101_004"])], session: SessionDep
-) -> ExperimentDetail:
+def experiment(experiment_id: ExperimentPath, session: SessionDep) -> ExperimentDetail:
     """Coverage per position over time, with the gaps: where one should have a timestep by its own cadence."""
     row = figures_of(session, [experiment_id], TimestepFilter()).get(experiment_id)
     if row is None:
