@@ -67,6 +67,15 @@ def has_work(connection: redis.Redis, stream: str, group: Group) -> bool:
     return bool(info["pending"]) or info["last-delivered-id"] != newest
 
 
+def last_delivered(connection: redis.Redis, stream: str, group: Group) -> str:
+    """The id of the entry that a group took last.
+
+    Raises:
+        GroupMissing: when nobody set the stream up.
+    """
+    return str(_find_group(connection, stream, group)["last-delivered-id"])
+
+
 def no_such_group(stream: str, group: Group) -> GroupMissing:
     """What to raise when the stream lacks a group."""
     return GroupMissing(f"the stream {stream} has no group {group}; run `archiver init`")

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from blocks.absent_consumers import take_from_absent
 from blocks.audit_outcome import AuditOutcomes
-from blocks.backlog import Backlog, GroupMissing, has_work, no_such_group, read_backlog
+from blocks.backlog import Backlog, GroupMissing, has_work, last_delivered, no_such_group, read_backlog
 from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
 from blocks.event_register import EventFileRegister
@@ -227,6 +227,15 @@ class EventLog(Block):
         """One entry of the stream; None if it was removed."""
         found = cast(list[tuple[str, dict[str, str]]], self.redis.xrange(self.stream, id, id))
         return Entry(*found[0]) if found else None
+
+    def unacknowledged(self, group: Group) -> Iterator[Entry]:
+        """Every entry that the group has not acknowledged, taken or not; also what it takes meanwhile."""
+        last, after = last_delivered(self.redis, self.stream, group), "-"
+        while page := cast(list[dict[str, str]], self.redis.xpending_range(self.stream, group, after, last, 1000)):
+            yield from filter(None, (self.entry(pending["message_id"]) for pending in page))
+            after = f"({page[-1]['message_id']}"
+        for entries in self.pages(1000, f"({last}"):
+            yield from entries
 
     def is_pending(self, group: Group, id: str) -> bool:
         """Whether an entry was delivered to the group and is not acknowledged."""

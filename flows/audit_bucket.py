@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from blocks import incomplete_uploads
 from blocks.event_file import TimestepType
-from blocks.event_log import GROUPS, EventLog
+from blocks.event_log import GROUPS, EventLog, Group
 from blocks.findings import Finding
 from blocks.messages import Ingested
 from blocks.object_store import ObjectStore
@@ -75,17 +75,18 @@ def audit_timesteps(log: EventLog, engine: Engine, grace: timedelta) -> Iterator
     """Timesteps without an object, and events that nobody could work on."""
     latest = datetime.now(UTC) - grace
     waiting = (
-        select(Timestep.id, Timestep.system, Timestep.failed_at, Timestep.failed_reason)
+        select(Timestep.id, Timestep.system, Timestep.failed_reason)
         .where(col(Timestep.uploaded_at).is_(None), col(Timestep.ingested_at) < latest, of_microscopes(Timestep))
         .order_by(col(Timestep.timestamp), col(Timestep.id))
         .execution_options(yield_per=1000)
     )
-    backlog = log.backlog("upload-worker")
-    is_idle = backlog.waiting == 0 and backlog.in_progress == 0
+    # What still stands in the stream will get its turn. In this order: what is uploaded is in the stream before the
+    # upload-worker has done with it, and in the database before the state-manager has.
+    groups: tuple[Group, ...] = ("upload-worker", "state-manager")
+    under_way = {entry.fields.get("timestep_id") for group in groups for entry in log.unacknowledged(group)}
     with closing(Session(engine)) as session:
-        for id, system, failed_at, reason in session.exec(waiting):
-            # What still stands in the stream will get its turn.
-            if is_idle or failed_at:
+        for id, system, reason in session.exec(waiting):
+            if str(id) not in under_way:
                 subject = f"{system} {id}" + (f", {reason}" if reason else "")
                 yield Finding("timestep without an object", subject, "upload it again", _Repeat(log, engine, id))
     for group in GROUPS:

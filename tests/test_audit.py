@@ -25,6 +25,7 @@ from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.tables import Timestep, TimestepEvent
 from flows.audit import audit_and_tell, find, report
+from flows.audit_bucket import audit_timesteps
 from flows.audit_disk import audit_disk
 from flows.audit_stream import audit_stream
 from flows.record import record_waiting
@@ -97,6 +98,28 @@ def test_a_timestep_without_an_object_is_uploaded_again(lab: Lab) -> None:
     finding.fix()
     (entry,) = lab.log.read("upload-worker", "test", count=10, wait_seconds=0.1)
     assert entry.decode().data == timestep
+
+
+def test_a_lost_timestep_is_told_also_while_others_are_under_way(lab: Lab) -> None:
+    lost = lab.take_in("1.json")
+    assert len(lab.found()) == 1
+    lab.take_in("2.json", position=2)
+    (held,) = lab.log.read("upload-worker", "test", count=10, wait_seconds=0.1)
+    lab.take_in("3.json", position=3)
+    record_waiting(lab.log, lab.engine, "state-manager", limit=100, linger_seconds=0.001)
+
+    def told() -> list[Finding]:
+        return list(audit_timesteps(lab.log, lab.engine, AGO))
+
+    (finding,) = told()
+    assert finding.subject == f"prince {lost.timestep_id}"
+    assert finding.fix is not None
+    finding.fix()
+    assert told() == []
+    # Its object is not recorded yet.
+    lab.upload(cast(Ingested, held.decode().data))
+    lab.log.acknowledge("upload-worker", held.id)
+    assert told() == []
 
 
 def test_an_event_file_without_a_timestep_is_read_again_also_by_a_running_watcher(lab: Lab) -> None:
