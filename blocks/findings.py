@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from blocks.legible import legible
 
 
+class NotFixed(Exception):
+    """The action was not taken; the message says why."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One difference, and what is done about it."""
@@ -15,7 +19,7 @@ class Finding:
     action: str
     """What `--fix` does, or what a person has to do."""
     fix: Callable[[], object] | None = field(default=None, compare=False)
-    """Takes the action by driving the normal path again; None where only a person can."""
+    """Takes the action by driving the normal path again, or raises `NotFixed`; None where only a person can."""
 
     def __str__(self) -> str:
         who = "can be fixed: " if self.fix else ""

@@ -41,23 +41,25 @@ def abort_abandoned(store: ObjectStore, log: EventLog, older_than: timedelta) ->
         ObjectStoreError: if the store fails.
         redis.RedisError: if it can't be known whether somebody works on an upload.
     """
-    journal = RedisJournal(log.redis, store.bucket_name)
     begun_before = datetime.now(UTC) - older_than
     return [
         upload.key
         for upload in incomplete_uploads.find(store.wire)
-        if OUR_KEY.fullmatch(upload.key)
-        and upload.begun_at < begun_before
-        and _abort_unless_wanted(upload, store, log, journal)
+        if OUR_KEY.fullmatch(upload.key) and upload.begun_at < begun_before and abort_unless_wanted(upload, store, log)
     ]
 
 
-def _abort_unless_wanted(upload: IncompleteUpload, store: ObjectStore, log: EventLog, journal: RedisJournal) -> bool:
-    """Returns whether it was aborted."""
+def abort_unless_wanted(upload: IncompleteUpload, store: ObjectStore, log: EventLog) -> bool:
+    """Abort an upload, unless somebody works on it or remembers how to go on with it; returns whether it was aborted.
+
+    Raises:
+        ObjectStoreError: if the store fails.
+        redis.RedisError: if it can't be known whether somebody works on it.
+    """
     try:
         # As a worker would: so nobody begins to go on with it meanwhile.
         with hold(log.redis, lease_name(log, upload.key)) as lease:
-            remembered = journal.find(upload.key)
+            remembered = RedisJournal(log.redis, store.bucket_name).find(upload.key)
             if remembered and remembered.upload_id == upload.upload_id:
                 return False
             lease.check()

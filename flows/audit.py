@@ -15,7 +15,7 @@ from sqlmodel import Session
 from blocks.database import create_engine
 from blocks.disk_outlook import disk_outlooks
 from blocks.event_log import EventLog
-from blocks.findings import Finding
+from blocks.findings import Finding, NotFixed
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
@@ -101,11 +101,15 @@ def report(findings: Iterable[Finding], say: Callable[[str], object], *, fix: bo
     for finding in findings:
         say(str(finding))
         if fix and finding.fix:
-            finding.fix()
-            fixed += 1
-            say(f"  done: {finding.action}")
-        else:
-            left[finding.kind] += 1
+            try:
+                finding.fix()
+            except NotFixed as error:
+                say(f"  left: {error}")
+            else:
+                fixed += 1
+                say(f"  done: {finding.action}")
+                continue
+        left[finding.kind] += 1
     return left, fixed
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +14,14 @@ from sqlmodel import Session, col, select
 from blocks import incomplete_uploads
 from blocks.event_file import TimestepType
 from blocks.event_log import GROUPS, EventLog, Group
-from blocks.findings import Finding
+from blocks.findings import Finding, NotFixed
+from blocks.incomplete_uploads import IncompleteUpload
+from blocks.listing import list_objects
 from blocks.messages import Ingested
 from blocks.object_store import ObjectStore
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep, TimestepEvent, of_microscopes
-from flows.abandoned import OUR_KEY, abort_abandoned
+from flows.abandoned import OUR_KEY, abort_unless_wanted
 from flows.backfill import ingest_again
 from flows.side_by_side import side_by_side
 
@@ -107,8 +110,13 @@ def audit_leftovers(store: ObjectStore, log: EventLog, older_than: timedelta) ->
                 "upload never completed",
                 f"{upload.key}, begun {upload.begun_at:%Y-%m-%d %H:%M}",
                 "abort it, unless somebody goes on with it",
-                fix=lambda: abort_abandoned(store, log, older_than),
+                fix=partial(_abort, upload, store, log),
             )
+
+
+def _abort(upload: IncompleteUpload, store: ObjectStore, log: EventLog) -> None:
+    if not abort_unless_wanted(upload, store, log):
+        raise NotFixed("somebody goes on with it")
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,9 @@ class _Repeat:
         query = select(event).where(event.timestep_id == self.timestep_id, event.type == Ingested.type)
         with Session(self.engine) as session:
             row = session.exec(query.order_by(col(event.time))).first()
-            if row is not None:
-                ingest_again(row, self.log)
+            if row is None:
+                raise NotFixed("its history does not tell what was ingested")
+            ingest_again(row, self.log)
 
 
 def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
@@ -144,9 +153,8 @@ def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
 
 
 def _stored(store: ObjectStore) -> Iterator[_Object]:
-    pages = store.client.get_paginator("list_objects_v2")
     for prefix in sorted(f"{kind.prefix}/" for kind in TimestepType):
-        for page in pages.paginate(Bucket=store.bucket_name, Prefix=prefix):
-            for found in page.get("Contents", []):
-                if OUR_KEY.fullmatch(found["Key"]):
-                    yield _Object(found["Key"], found["Size"], found["ETag"].strip('"'), found["LastModified"])
+        for page in list_objects(store.wire, prefix):
+            for found in page:
+                if OUR_KEY.fullmatch(found.key):
+                    yield _Object(found.key, found.size, found.etag, found.modified_at)

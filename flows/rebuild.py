@@ -13,6 +13,7 @@ from blocks.database import create_engine
 from blocks.entry import Entry
 from blocks.event_file import TimestepType
 from blocks.event_log import EventLog
+from blocks.listing import list_objects
 from blocks.messages import EventData, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
@@ -109,10 +110,9 @@ def _tell(store: ObjectStore, read_whole: bool, found: tuple[str, datetime]) -> 
 
 def _objects(store: ObjectStore) -> Iterator[list[tuple[str, datetime]]]:
     """Keys of the bucket where timesteps lie, by pages, with the times they were stored."""
-    paginator = store.client.get_paginator("list_objects_v2")
     for kind in TimestepType:
-        for page in paginator.paginate(Bucket=store.bucket_name, Prefix=f"{kind.prefix}/"):
-            yield [(found["Key"], found["LastModified"]) for found in page.get("Contents", [])]
+        for page in list_objects(store.wire, f"{kind.prefix}/"):
+            yield [(found.key, found.modified_at) for found in page]
 
 
 def _unknown(engine: Engine, objects: Sequence[tuple[str, datetime]], read_whole: bool) -> list[tuple[str, datetime]]:

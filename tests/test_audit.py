@@ -15,21 +15,24 @@ import pytest
 from sqlalchemy import Engine, delete, func, text, update
 from sqlmodel import Session, col, select
 
-from blocks import disk_outlook
+from blocks import disk_outlook, incomplete_uploads
 from blocks.event_log import EventLog
 from blocks.findings import Finding
 from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
+from blocks.lease import hold
+from blocks.listing import list_objects
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded
-from blocks.object_store import ObjectStore
+from blocks.object_store import ObjectStore, ObjectStoreError
 from blocks.settings import Settings
 from blocks.tables import Timestep, TimestepEvent
 from flows.audit import audit_and_tell, find, report
-from flows.audit_bucket import audit_timesteps
+from flows.audit_bucket import audit_bucket, audit_timesteps
 from flows.audit_disk import audit_disk
 from flows.audit_stream import audit_stream
+from flows.rebuild import _objects
 from flows.record import record_waiting
-from flows.upload import upload
+from flows.upload import lease_name, upload
 from tests.images import tiff
 from tests.watching import Ingest, Microscope
 
@@ -287,9 +290,35 @@ def test_what_is_wrong_in_the_bucket_is_found(
         (entry,) = lab.log.read("upload-worker", "test", count=10, wait_seconds=0.1)
         lab.upload(cast(Ingested, entry.decode().data))
         assert lab.found() == []
-    if kind == "upload never completed" and finding.fix is not None:
-        finding.fix()
-        assert lab.found() == []
+    if kind == "upload never completed":
+        # Others come to it meanwhile; each finding is about its own upload.
+        (upload,) = incomplete_uploads.find(lab.store.wire)
+        said: list[str] = []
+        with hold(lab.log.redis, lease_name(lab.log, upload.key)):
+            assert report(iter([finding]), said.append, fix=True) == ({kind: 1}, 0)
+        assert said[-1] == "  left: somebody goes on with it"
+        change(lab, timesteps[1])
+        assert report(iter([finding]), said.append, fix=True) == ({}, 1)
+        (left,) = incomplete_uploads.find(lab.store.wire)
+        assert left != upload
+
+
+def test_a_bucket_is_listed_page_by_page_and_its_refusal_is_told_as_ours(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = lab.store.client
+    keys = [f"images/{number}.tar" for number in range(5)]
+    for key in keys:
+        client.put_object(Bucket=lab.store.bucket_name, Key=key, Body=b"?")
+    real = client.list_objects_v2
+    monkeypatch.setattr(client, "list_objects_v2", lambda **which: real(**which, MaxKeys=2))
+    pages = list(list_objects(lab.store.wire, "images/"))
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [found.key for page in pages for found in page] == keys
+    gone = lab.store.model_copy(update={"bucket_name": "no-such-bucket"})
+    for ask in (audit_bucket(gone, lab.log, lab.engine, AGO), _objects(gone)):
+        with pytest.raises(ObjectStoreError, match="in bucket no-such-bucket"):
+            list(ask)
 
 
 def test_images_that_no_event_announces_are_found_wherever_they_lie(lab: Lab) -> None:
