@@ -20,6 +20,7 @@ from blocks.image_survey import IMAGE_SUFFIXES
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Ingested
 from blocks.tables import RejectedEventFile, Timestep, TimestepEvent
+from flows.audit_directories import audit_directories
 
 # So many names are looked up at once, so that a disk of any size fits into memory.
 _AT_ONCE = 1000
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 
 def audit_disk(system: ImagingSystem, log: EventLog, engine: Engine, grace_seconds: float) -> Iterator[Finding]:
-    """Event files without a timestep, and images that no event announces.
+    """Event files without a timestep, images that no event announces, and files that came after the upload.
 
     Args:
         grace_seconds: what changed more recently than this may still be on its way.
@@ -92,6 +93,9 @@ class _Audit:
     def _directories(self, paths: list[str]) -> Iterator[Finding]:
         unknown = [path for path in paths if path != "events" and path not in self._announced]
         announced = self._announced_of(unknown)
+        # What has others below it, holds files of these too.
+        whole = announced - self._ancestors - self._ancestors_of(sorted(announced))
+        yield from audit_directories(self._system, self._engine, sorted(whole), self._latest)
         unknown = [path for path in unknown if path not in announced]
         ancestors = self._ancestors.union(self._ancestors_of(unknown))
         for path in unknown:

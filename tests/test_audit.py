@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
@@ -341,6 +342,31 @@ def test_images_that_no_event_announces_are_found_wherever_they_lie(lab: Lab) ->
     again = {"img_dir": "other", "timestep_id": str(uuid4())}
     (lab.prince.events / "2.json").write_text(json.dumps(event | again))
     assert lab.kinds().count("images that no event announces") == 1
+
+
+def test_what_comes_into_a_directory_after_its_upload_is_told(lab: Lab) -> None:
+    timesteps = [lab.take_in(f"{number}.json", position=number) for number in range(3)]
+    for timestep in timesteps:
+        lab.upload(timestep)
+    assert lab.found() == []
+    late, replaced = (lab.prince.directory / timestep.event.img_dir for timestep in timesteps[:2])
+    (late / "Img" / "deep").mkdir(parents=True, exist_ok=True)
+    (late / "Img" / "deep" / "late.tif").write_bytes(tiff())
+    assert lab.found(timedelta(hours=1)) == []
+    image = next(path for path in sorted(replaced.rglob("*")) if path.is_file())
+    image.rename(image.with_name("before"))
+    image.write_bytes(b"another")
+    image.with_name("before").unlink()
+    found = {finding.subject: finding for finding in lab.found()}
+    assert {finding.kind for finding in found.values()} == {"files that are not in the object"}
+    first, second = sorted(found, key=lambda subject: str(late) not in subject)
+    assert first.startswith(f"{late}: 1 of ")
+    assert first.endswith("as 'Img/deep/late.tif'")
+    assert second.startswith(f"{replaced}: 1 of ")
+    assert all(finding.fix is None for finding in found.values())
+    # Until an event file announces what is new, and what is new below belongs to that.
+    shutil.rmtree(late / "Img" / "deep")
+    assert len(lab.found()) == 1
 
 
 MANY = 6_000
