@@ -55,7 +55,7 @@ def apply_events(session: Session, entries: Iterable[Entry]) -> None:
     news, event_files = keep_history(session, events)
     ids = {event.data.timestep_id for event in news}
     uploads = [event.data for event in news if isinstance(event.data, Uploaded)]
-    with_images = _uploaded(session, uploads)
+    with_images = _with_images(session, uploads)
     timesteps = _derive_timesteps(session, [event for event in news if isinstance(event.data, TELLING)])
     _derive_purged(session, ids)
     _keep_images(session, timesteps, uploads, with_images)
@@ -149,10 +149,10 @@ def _derive_purged(session: Session, ids: Iterable[UUID | None]) -> None:
     )
 
 
-def _uploaded(session: Session, uploads: Iterable[Uploaded]) -> set[UUID]:
-    """Those of the timesteps of which an upload is recorded already."""
-    ids = among(Timestep.id, [upload.timestep_id for upload in uploads])
-    return set(session.exec(select(Timestep.id).where(ids, col(Timestep.uploaded_at).is_not(None))))
+def _with_images(session: Session, uploads: Iterable[Uploaded]) -> set[UUID]:
+    """Those of the timesteps whose images are recorded already, also where their rows were deleted by hand."""
+    ids = among(TimestepImage.timestep_id, [upload.timestep_id for upload in uploads])
+    return set(session.exec(select(TimestepImage.timestep_id).where(ids).distinct()))
 
 
 def _keep_images(
