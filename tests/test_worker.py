@@ -22,7 +22,6 @@ from sqlalchemy import Engine
 from blocks import remembered
 from blocks.entry import Entry
 from blocks.event_log import EventLog
-from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Cleared, Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
@@ -229,15 +228,14 @@ def test_a_timestep_that_is_not_complete_is_waited_for_without_taking_a_place(
     (images / "1.tif").rename(images / "late")
     (images / "2.tif").write_bytes((images / "2.tif").read_bytes()[:-1])
 
-    survey, is_broken = ImagingSystem.survey, threading.Event()
+    find_images, failures = ingest.find_images, [OSError(errno.EIO, "Input/output error")]
 
-    def breaks_once(system: ImagingSystem, *args: Any, **options: Any) -> Survey:
-        if not is_broken.is_set():
-            is_broken.set()
-            raise OSError(errno.EIO, "Input/output error")
-        return survey(system, *args, **options)
+    async def fails_once(*args: Any, **options: Any) -> list[str]:
+        if failures:
+            raise failures.pop()
+        return await find_images(*args, **options)
 
-    monkeypatch.setattr(ImagingSystem, "survey", breaks_once)
+    monkeypatch.setattr(ingest, "find_images", fails_once)
 
     async def waiting() -> FlowRun:
         async with asyncio.timeout(PATIENCE):

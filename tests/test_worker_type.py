@@ -68,14 +68,18 @@ async def deployed(client: PrefectClient, *names: str) -> AsyncIterator[None]:
     await client.create_work_pool(
         WorkPoolCreate(name=POOL, type="in-process", base_job_template=template, concurrency_limit=8)
     )
+    deployments = []
     try:
         for name in names:
             flow_id = await client.create_flow(getattr(worker_flows, name))
-            await client.create_deployment(
-                flow_id, POOL, work_pool_name=POOL, entrypoint=f"{worker_flows.__name__}.{name}", pull_steps=[]
+            entrypoint = f"{worker_flows.__name__}.{name}"
+            deployments.append(
+                await client.create_deployment(flow_id, POOL, work_pool_name=POOL, entrypoint=entrypoint, pull_steps=[])
             )
         yield
     finally:
+        for deployment in deployments:
+            await client.delete_deployment(deployment)
         await client.delete_work_pool(POOL)
 
 
@@ -138,7 +142,7 @@ def test_states_timeouts_retries_cancellation_hooks_and_logs_are_as_prefect_prom
                 # It has survived all of that, and hands back what it has under way at its end.
                 assert worker.poll() is None
                 run, _ = await start(client, "behave", "wait")
-                await run_state(client, run.id, "Running")
+                await logged(client, run, "here I wait")
                 worker.send_signal(signal.SIGTERM)
                 worker.wait(PATIENCE)
                 state = await run_state(client, run.id, "AwaitingRetry", "Crashed")
