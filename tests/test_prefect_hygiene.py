@@ -63,7 +63,8 @@ def test_whoever_stops_a_worker_waits_until_it_has_handed_back_what_it_holds(pro
     needed = worker.GRACE_SECONDS
     assert needed > upload.STOP_SECONDS
     assert needed < entrypoints.STOP_TIMEOUT
-    pods: dict[str, Any] = yaml.safe_load((ROOT / "deploy/kubernetes/upload-worker.yml").read_text())
+    objects: list[dict[str, Any]] = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/upload-worker.yml").read_text()))
+    (pods,) = [one for one in objects if one["kind"] == "StatefulSet"]
     seconds = [pods["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]]
     for file in ("compose.yml", "deploy/hosts/upload-host.yml", "deploy/hosts/state-host.yml"):
         ours = yaml.safe_load((ROOT / file).read_text())["x-archiver"]
