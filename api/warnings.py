@@ -3,26 +3,26 @@
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlmodel import Session
 
-from blocks.audit_outcome import AuditOutcome
 from blocks.disk_outlook import DiskOutlook
 from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRules
 from blocks.flight_outcome import FlightOutcome, Verdict
-from blocks.redis_memory import RedisMemory
 from blocks.system_seen import SystemSeen
 
 logger = logging.getLogger(__name__)
 
 REMEMBER_SECONDS = 10.0
+
+T = TypeVar("T")
 
 
 class SilentSystemRow(BaseModel):
@@ -113,50 +113,30 @@ class Warnings:
                 self._systems(),
                 self._rules.read(),
                 now,
-                self._flight(),
+                _asked(lambda: self._log.flights.last(), None, "how the last flight check ended"),
                 self._not_uploading,
-                self._memory(),
-                self._audits(),
+                _asked(lambda: self._log.memory, None, "how full it is"),
+                _asked(lambda: self._log.audits.last(), [], "what the last audits left"),
             )
             self._known = early
             self._good_until = time.monotonic() + REMEMBER_SECONDS
         return self._known
 
-    def _not_uploading(self, systems: Iterable[str]) -> set[str]:
-        try:
-            return self._log.reach.not_uploading(systems)
-        except RedisError as error:
-            logger.warning("The stream can't be asked who uploads: %s", error)
-            return set()
-
     def names(self) -> dict[str, str]:
         """What people call each system; none while Redis is away."""
         return {seen.name: seen.display_name for seen in self._systems()}
 
-    def _flight(self) -> FlightOutcome | None:
-        try:
-            return self._log.flights.last()
-        except RedisError as error:
-            logger.warning("The stream can't be asked how the last flight check ended: %s", error)
-            return None
-
-    def _memory(self) -> RedisMemory | None:
-        try:
-            return self._log.memory
-        except RedisError as error:
-            logger.warning("Redis can't be asked how full it is: %s", error)
-            return None
-
-    def _audits(self) -> list[AuditOutcome]:
-        try:
-            return self._log.audits.last()
-        except RedisError as error:
-            logger.warning("The stream can't be asked what the last audits left: %s", error)
-            return []
-
     def _systems(self) -> list[SystemSeen]:
-        try:
-            return self._log.systems.all()
-        except RedisError as error:
-            logger.warning("The stream can't be asked for what was seen of the systems: %s", error)
-            return []
+        return _asked(lambda: self._log.systems.all(), [], "what was seen of the systems")
+
+    def _not_uploading(self, systems: Iterable[str]) -> set[str]:
+        return _asked(lambda: self._log.reach.not_uploading(systems), set(), "who uploads")
+
+
+def _asked(ask: Callable[[], T], otherwise: T, what: str) -> T:
+    """What Redis answers, or something else while it is away."""
+    try:
+        return ask()
+    except RedisError as error:
+        logger.warning("Redis can't be asked %s: %s", what, error)
+        return otherwise

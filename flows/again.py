@@ -26,6 +26,11 @@ def elsewhere(system: str) -> str:
     return f"this host does not reach {system}, by its ARCHIVER_SYSTEMS: left to another worker"
 
 
+def reason_of(error: Exception) -> str:
+    """A failure in one line, for the operator."""
+    return f"{type(error).__name__}: {error}"
+
+
 def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE, forever: bool = False) -> State[None]:
     """The state of a run whose last try failed for something that may pass; to be returned by its flow.
 

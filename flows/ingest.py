@@ -24,7 +24,7 @@ from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
-from flows.again import TRIES, elsewhere, tell, try_again
+from flows.again import TRIES, elsewhere, reason_of, tell, try_again
 from flows.looks import look_at
 from flows.outcome import reject, take_in, with_images
 
@@ -144,10 +144,17 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     began = _began()
     in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds
     event: ImagingEvent | None = None
-    state: State[None]
     # Taken before reading: a change in between makes the watcher look again.
     seen = await asyncio.to_thread(source.fingerprint, event_file)
     with closing(EventLog.from_settings(settings)) as log:
+
+        async def waiting(state: State[None]) -> State[None]:
+            return await tell(state, "ingest", event.timestep_id if event else None, log)
+
+        async def rejected(reason: str, *, may_pass: bool = False) -> InvalidEventFile:
+            about = (source, event_file, event, reason, seen, log)
+            return InvalidEventFile(await asyncio.to_thread(reject, *about, may_pass=may_pass))
+
         try:
             event = await asyncio.to_thread(source.read_event, event_file)
             log_about(event.timestep_id)
@@ -162,33 +169,22 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             seconds = 3 * LONGEST_PAUSE
             await asyncio.to_thread(log.systems.tell_of_no_room, system, str(error), seconds)
             later = datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE)
-            state = Scheduled(scheduled_time=later, name="AwaitingSpace", message=f"waiting, as {error}")
-            return await tell(state, "ingest", event.timestep_id if event else None, log)
+            return await waiting(Scheduled(scheduled_time=later, name="AwaitingSpace", message=f"waiting, as {error}"))
         except ImagesMissing as error:
             if in_time:
-                state = wait_for_images(str(error), began, source)
-                return await tell(state, "ingest", event.timestep_id if event else None, log)
-            sentence = await asyncio.to_thread(reject, source, event_file, event, str(error), seen, log)
-            raise InvalidEventFile(sentence) from error
+                return await waiting(wait_for_images(str(error), began, source))
+            raise await rejected(str(error)) from error
         except (RedisError, SystemAway) as error:
             # Not about this event file.
-            tries = current_run.run_count
-            reason = f"{type(error).__name__}: {error}"
-            state = try_again(reason, tries, longest=LONGEST_PAUSE, forever=True)
-            return await tell(state, "ingest", event.timestep_id if event else None, log)
+            return await waiting(
+                try_again(reason_of(error), current_run.run_count, longest=LONGEST_PAUSE, forever=True)
+            )
         except OSError as error:
             # A disk that has a bad sector, or no room for a copy. It may pass, but somebody has to hear of it.
-            tries = current_run.run_count
-            reason = f"{type(error).__name__}: {error}"
-            if tries < TRIES:
-                return await tell(try_again(reason, tries), "ingest", event.timestep_id if event else None, log)
-            sentence = await asyncio.to_thread(reject, source, event_file, event, reason, seen, log, may_pass=True)
-            raise InvalidEventFile(sentence) from error
+            if current_run.run_count < TRIES:
+                return await waiting(try_again(reason_of(error), current_run.run_count))
+            raise await rejected(reason_of(error), may_pass=True) from error
         except InvalidEventFile as error:
-            may_pass = isinstance(error, NotAllowed)
-            sentence = await asyncio.to_thread(
-                reject, source, event_file, event, str(error), seen, log, may_pass=may_pass
-            )
-            raise InvalidEventFile(sentence) from error
+            raise await rejected(str(error), may_pass=isinstance(error, NotAllowed)) from error
     get_run_logger().info("%s %s takes its way: %s", system, event_file, ingested.event.key)
     return Completed(message="; ".join(["taken in", *warnings]))

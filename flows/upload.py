@@ -32,7 +32,7 @@ from blocks.settings import Settings, get_settings
 from blocks.staging import Copy, Staging
 from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
-from flows.again import TRIES, elsewhere, tell, try_again
+from flows.again import TRIES, elsewhere, reason_of, tell, try_again
 from flows.upload_artifact import publish
 
 STAGE = "upload-worker"
@@ -157,7 +157,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     with closing(EventLog.from_settings(settings)) as log:
 
         async def later(error: Exception, **how: Any) -> State[None]:
-            return await tell(try_again(_reason(error), tries, **how), "upload", timestep.timestep_id, log)
+            return await tell(try_again(reason_of(error), tries, **how), "upload", timestep.timestep_id, log)
 
         try:
             # Where the store is and its keys come from the settings, how it is used from the block.
@@ -178,13 +178,13 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
         except Exception as error:
             # That we may not read the images may pass, like a ticket of their share that has expired.
             if tries < TRIES and (isinstance(error, NotAllowed) or not isinstance(error, PERMANENT)):
-                get_run_logger().warning("%s; trying again", _reason(error))
+                get_run_logger().warning("%s; trying again", reason_of(error))
                 return await later(error)
             failed = Failed(
                 timestep_id=timestep.timestep_id,
                 system=timestep.system,
                 stage="upload",
-                reason=_reason(error),
+                reason=reason_of(error),
                 event=timestep.event,
                 flow_run_id=UUID(current_run.id),
                 attempt=tries,
@@ -194,10 +194,6 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
             return states.Failed(message=failed.reason)
     await publish(uploaded, settings)
     return Completed(message=uploaded.key)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 async def until_stopped(
