@@ -103,25 +103,26 @@ async def run(directory: Path) -> None:
         events = {event.id: str(event.data.timestep_id) for event in watch.said(Uploaded)}
         assert Counter(events.values()) == Counter(str(one.timestep_id) for one in dropped)
         token = (directory / "secrets" / "archiver_api_token").read_text().strip()
-        exports = await _exports(f"http://{second.host.address}:8000", token, len(dropped))
-        await _check_bytes(exports, dropped)
+        bearer, url = {"Authorization": f"Bearer {token}"}, f"http://{second.host.address}:8000/api/1/"
+        async with httpx.AsyncClient(base_url=url, headers=bearer, trust_env=False) as client:
+            exports = await recorded(client, len(dropped))
+        await check_bytes(exports, dropped)
         await _check_queues(site)
 
 
-async def _exports(url: str, token: str, wanted: int) -> list[dict[str, Any]]:
-    """What the API that is left answers, once all is recorded."""
-    deadline = time.monotonic() + PATIENCE
-    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False) as client:
-        while True:
-            answer = await client.get("/api/1/exports", params={"limit": 500})
-            exports: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
-            if len(exports) >= wanted:
-                return exports
-            assert time.monotonic() < deadline, f"{len(exports)} of {wanted} are recorded"
-            await asyncio.sleep(0.5)
+async def recorded(client: httpx.AsyncClient, count: int, patience: float = PATIENCE) -> list[dict[str, Any]]:
+    """The exports, once there are so many."""
+    deadline = time.monotonic() + patience
+    while True:
+        answer = await client.get("exports", params={"limit": 500})
+        exports: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
+        if len(exports) >= count:
+            return exports
+        assert time.monotonic() < deadline, f"{len(exports)} of {count} are recorded"
+        await asyncio.sleep(0.5)
 
 
-async def _check_bytes(exports: list[dict[str, Any]], dropped: list[Dropped]) -> None:
+async def check_bytes(exports: list[dict[str, Any]], dropped: list[Dropped]) -> None:
     """One object for each timestep, with its bytes, and no other."""
     by_id = {export["timestep_id"]: export for export in exports}
     assert len(by_id) == len(exports) == len(dropped)

@@ -8,7 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from tests.compose import ROOT
 
 NETWORK = "10.77.0"
 NAMESPACES = Path("/run/netns")
@@ -26,6 +29,24 @@ def sandbox(module: str, *arguments: str) -> list[str]:
     """The command that runs a module in namespaces of its own; whatever it starts ends with it."""
     unshare = ["unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
     return [*unshare, "--mount-proc", sys.executable, "-m", module, *arguments]
+
+
+def run_in_sandbox(module: str, seconds: float) -> str:
+    """What a module prints that runs in a sandbox, with a directory of its own as its argument; it has to end well.
+
+    Args:
+        seconds: that it may take.
+    """
+    # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as.
+    with tempfile.TemporaryDirectory(prefix="archiver-hosts-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o711)
+        command = sandbox(module, directory)
+        done = subprocess.run(
+            command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, timeout=seconds, check=False
+        )
+        logs = "".join(f"--- {log}\n{log.read_text()[-3000:]}" for log in Path(directory).rglob("logs/*.log"))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+    return done.stdout
 
 
 def plain_environment() -> dict[str, str]:

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import boto3
@@ -23,12 +22,11 @@ import redis
 from botocore.exceptions import ClientError
 
 from blocks.messages import Failed, Uploaded
-from flows.stack.demo import verify
 from flows.stack.mock_microscope import Dropped, drop_timestep
 from tests.compose import ENTRYPOINTS, ROOT
 from tests.compose_engine import ComposeEngine
 from tests.containers import own
-from tests.host_failures import Watch
+from tests.host_failures import Watch, check_bytes, recorded
 from tests.hosts import Site
 from tests.rados_gateway import RadosGateway
 
@@ -209,26 +207,11 @@ async def check_all(site: Site, dropped: list[Dropped], secrets: Secrets) -> Non
     assert watch.said(Failed) == []
     bearer = {"Authorization": f"Bearer {secrets['archiver_api_token']}"}
     async with httpx.AsyncClient(base_url=f"{API}/api/1/", headers=bearer, timeout=60, trust_env=False) as client:
-        exports = await recorded(client, len(dropped))
+        exports = await recorded(client, len(dropped), PATIENCE)
         status = (await client.get("status")).raise_for_status().json()
     assert [group["dead_letters"] for group in status["groups"]] == [0, 0]
-    by_id = {export["timestep_id"]: export for export in exports}
-    assert len(by_id) == len(exports) == len(dropped)
-    for one in dropped:
-        await asyncio.to_thread(verify, by_id[str(one.timestep_id)]["url"], one)
+    await check_bytes(exports, dropped)
     print(f"all {len(dropped)} are there", flush=True)
-
-
-async def recorded(client: httpx.AsyncClient, count: int) -> list[dict[str, Any]]:
-    """The exports, once there are so many."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        answer = await client.get("exports", params={"limit": 500})
-        exports: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
-        if len(exports) >= count:
-            return exports
-        assert time.monotonic() < deadline, f"{len(exports)} of {count} are recorded"
-        await asyncio.sleep(0.5)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.compose import ROOT
+from tests.network import plain_environment
 
 
 @pytest.mark.long
@@ -23,10 +24,6 @@ def test_the_services_move_timesteps() -> None:
         Path(directory).chmod(0o711)
         command = ["unshare", "--net", "--mount", "--propagation", "private"]
         command += [sys.executable, "-m", "tests.compose_processes", directory]
-        env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))
-        }
-        env = {name: value for name, value in env.items() if not name.lower().endswith("_proxy")}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, timeout=280)
         logs = "".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in Path(directory, "logs").glob("*.log"))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"

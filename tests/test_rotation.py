@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import aio_pika
@@ -11,9 +10,8 @@ import pytest
 from aiormq.exceptions import AMQPConnectionError
 
 from tests import rabbitmq, rados_gateway
-from tests.compose import ROOT
 from tests.containers import make_secrets
-from tests.network import missing, plain_environment, sandbox
+from tests.network import missing, run_in_sandbox
 from tests.rotation import DOORS, steps
 
 # In the broker's container, its own programs; its services run.
@@ -31,13 +29,7 @@ def test_every_kind_of_secret_is_rotated() -> None:
 def test_timesteps_arrive_while_secrets_are_rotated() -> None:
     if reason := missing() or ", ".join(rados_gateway.missing_programs()):
         pytest.skip(reason)
-    # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as.
-    with tempfile.TemporaryDirectory(prefix="archiver-rotation-", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o711)
-        command = sandbox("tests.rotation", directory)
-        done = subprocess.run(command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, timeout=890)
-        logs = "".join(f"--- {log}\n{log.read_text()[-3000:]}" for log in Path(directory).rglob("logs/*.log"))
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+    run_in_sandbox("tests.rotation", 890)
 
 
 @pytest.mark.soak
