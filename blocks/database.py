@@ -11,11 +11,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg.errors import DeadlockDetected, LockNotAvailable
+from psycopg.errors import DeadlockDetected, QueryCanceled
 from psycopg.types.array import ListBinaryDumper
 from pydantic import SecretStr
 from pydantic_core import to_json
-from sqlalchemy import Connection, Engine, event, func, make_url, select, text
+from sqlalchemy import Connection, Engine, event, func, inspect, make_url, select, text
 from sqlalchemy.exc import OperationalError
 
 from blocks.errors import ArchiverError
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
-# A migration waits so long for each lock, lets the others go on, and tries again until it is given up.
+# A migration waits so long for all its locks, lets the others go on, and tries again until it is given up.
 # Less than the second (deadlock_timeout) after which PostgreSQL would end one of two that block each other: the other.
-_LOCK_MILLISECONDS = 800
+_LOCKS_MILLISECONDS = 800
 _PAUSE_SECONDS = 1.0
 _BLOCKED_SECONDS = 600.0
 
@@ -126,14 +126,30 @@ def _migrated(engine: Engine) -> bool:
                 raise NewerDatabase(
                     "a newer release has migrated the database: run that one, or restore the backup from before"
                 )
-            connection.execute(select(func.set_config("lock_timeout", f"{_LOCK_MILLISECONDS}ms", True)))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if _pending(connection):
+                _lock_tables(connection)
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
     except OperationalError as error:
-        if isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+        if isinstance(error.orig, QueryCanceled | DeadlockDetected):
             return False
         raise
     return True
+
+
+def _lock_tables(connection: Connection) -> None:
+    """Take every table before anything else, within one time limit.
+
+    A migration that waited for each table as it came to it could block, and be blocked by, a transaction that has
+    waited for longer: PostgreSQL would end that one.
+    """
+    tables = sorted(inspect(connection).get_table_names())
+    if not tables:
+        return
+    quoted = ", ".join(map(connection.dialect.identifier_preparer.quote, tables))
+    connection.execute(select(func.set_config("statement_timeout", f"{_LOCKS_MILLISECONDS}ms", True)))
+    connection.execute(text(f"lock table {quoted} in access exclusive mode"))
+    connection.execute(text("set local statement_timeout to default"))
 
 
 def _holders(engine: Engine) -> str:
@@ -155,11 +171,13 @@ def pending_migrations(engine: Engine) -> list[str]:
 
     Empty when it is up to date, or when a newer release has migrated it: that one leaves in place what this one uses.
     """
-    scripts = ScriptDirectory.from_config(alembic_config())
     with engine.connect() as connection:
-        if _is_newer(connection):
-            return []
-        current = MigrationContext.configure(connection).get_current_revision()
+        return [] if _is_newer(connection) else _pending(connection)
+
+
+def _pending(connection: Connection) -> list[str]:
+    scripts = ScriptDirectory.from_config(alembic_config())
+    current = MigrationContext.configure(connection).get_current_revision()
     return [script.revision for script in scripts.iterate_revisions("head", current or "base")][::-1]
 
 

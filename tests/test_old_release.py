@@ -168,6 +168,25 @@ def test_an_older_release_goes_on_while_its_database_is_migrated(
     engine.dispose()
 
 
+def test_no_transaction_is_ended_because_a_migration_waits_for_it(at_revision: Callable[[str], Settings]) -> None:
+    settings = at_revision(REVISIONS[0])
+    engine = create_engine(settings)
+    migration = threading.Thread(target=migrate, args=[settings])
+    with engine.connect() as short, engine.connect() as slow, engine.connect() as looking:
+        short.execute(sa.text("lock table archive_member in row exclusive mode"))
+        slow.execute(sa.text("lock table timestep_image in row exclusive mode"))
+        migration.start()
+        waiting = sa.text("select count(*) from pg_locks where relation = 'archive_member'::regclass and not granted")
+        _wait(lambda: bool(looking.execute(waiting).scalar_one()), "a migration that waits")
+        # Its second wait begins after that of the slow one, which therefore is the first that PostgreSQL looks at.
+        threading.Timer(0.6, short.rollback).start()
+        slow.execute(sa.text("select * from archive"))
+        slow.rollback()
+    migration.join(60)
+    assert pending_migrations(engine) == []
+    engine.dispose()
+
+
 def test_who_keeps_a_migration_waiting_is_told(
     at_revision: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
