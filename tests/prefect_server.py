@@ -143,7 +143,7 @@ def run_settings(
     """The test's own settings, as every flow run reads them."""
     settings = settings.model_copy(update={"prefect_api_url": prefect})
     assert settings.data_dir is not None
-    settings.data_dir.mkdir()
+    settings.data_dir.mkdir(exist_ok=True)
     monkeypatch.setattr(remembered, "SECONDS", 0.0)  # a test changes blocks and looks at once
     for name, value in shell_environment(settings).items():
         monkeypatch.setenv(name, value)

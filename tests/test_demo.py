@@ -1,5 +1,7 @@
 """A demonstration must not pass when an image is lost or altered."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ from blocks.object_store import ObjectStore
 from flows.stack.demo import Lost, verify
 from flows.stack.mock_microscope import Dropped, Plan, drop_timestep, drop_timesteps
 
+ROOT = Path(__file__).parent.parent
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -72,3 +75,13 @@ def test_the_mock_drops_what_a_microscope_would(tmp_path: Path) -> None:
         names = sorted(path.name for path in (dropped.image_dir / "Img").iterdir())
         assert names == [f"Img_r{row:02d}_c{column:02d}.tif" for row in (1, 2) for column in (1, 2)]
         assert sum(path.stat().st_size for path in (dropped.image_dir / "Img").iterdir()) == dropped.bytes
+
+
+@pytest.mark.long
+def test_the_one_command_of_the_readme_shows_that_every_image_arrives(tmp_path: Path) -> None:
+    assert "\n./scripts/demo.sh\n" in (ROOT / "README.md").read_text()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))}
+    env["ARCHIVER_HOME"] = str(tmp_path / "home")
+    done = subprocess.run(ROOT / "scripts" / "demo.sh", env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 4 timesteps are in object storage, verified, and archived." in done.stdout

@@ -26,7 +26,7 @@ from flows.stack.mock_microscope import Dropped
 from flows.stack.postgres import Postgres, programs_directory
 from flows.stack.supervisor import Supervisor
 from tests.compose import ROOT
-from tests.test_end_to_end import RunningStack, assert_same_images, drop, eventually
+from tests.running_stack import RunningStack, assert_same_images, drop, eventually
 
 pytest_plugins = ["tests.installed"]
 pytestmark = pytest.mark.timeout(600)
@@ -200,7 +200,7 @@ def test_nothing_is_missing_after_everything_was_destroyed(
 
 
 @pytest.mark.long
-def test_another_bucket_takes_the_place_of_the_first(stack: RunningStack, docker: dict[str, str]) -> None:
+def test_it_goes_on_after_a_restart_in_another_bucket(stack: RunningStack, docker: dict[str, str]) -> None:
     old, new = stack.env["ARCHIVER_BUCKET"], "moved"
     before = drop(stack.data_dir)
     known = stack.export(before)
@@ -221,14 +221,18 @@ def test_another_bucket_takes_the_place_of_the_first(stack: RunningStack, docker
     psql = ["psql", "--username=archiver", f"--command={statement.replace('NEW', new).replace('OLD', old)}"]
     subprocess.run(psql, env=docker, check=True, timeout=60)
     stack.stop()
+    meanwhile = drop(stack.data_dir)
     stack.given["ARCHIVER_BUCKET"] = new
     stack.start()
 
-    after = drop(stack.data_dir)
-    assert f"/{new}/" in stack.export(after)["url"]
+    url = stack.export(meanwhile)["url"]
+    assert f"/{new}/" in url
+    assert_same_images(url, meanwhile)
     again = stack.export(before)
-    assert f"/{new}/" in again["url"]
-    assert (again["key"], again["sha256"]) == (known["key"], known["sha256"])
+    assert f"/{new}/" in again.pop("url")
+    assert again == {name: value for name, value in known.items() if name != "url"}
+    history = stack.get(f"/api/1/timesteps/{before.timestep_id}")["history"]
+    assert [event["type"] for event in history] == ["timestep.ingested", "timestep.uploaded"]
     archiver(stack, "verify", "--all")
     archiver(stack, "audit")
 

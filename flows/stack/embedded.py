@@ -1,5 +1,6 @@
 """Real servers from wheels for what the settings do not name: data below the home, on loopback only."""
 
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
@@ -164,9 +165,11 @@ def prefect_server(settings: Settings, home: Home, port: int, postgres: Postgres
 
 def answers(url: str) -> Callable[[], Awaitable[None]]:
     """A readiness: a GET of the address answers without an error."""
+    # Made once: it takes more processor time than all the questions.
+    tls = ssl.create_default_context()
 
     async def ready() -> None:
-        async with httpx.AsyncClient(timeout=3, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=3, trust_env=False, verify=tls) as client:
             (await client.get(url)).raise_for_status()
 
     return ready

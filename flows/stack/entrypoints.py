@@ -1,22 +1,24 @@
 """The entrypoints as services: the same commands an operator would start by hand."""
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks.settings import Settings
 from flows.stack.embedded import answers
-from flows.stack.service import Service
+from flows.stack.service import PROBE_INTERVAL, Service
 
 ARCHIVER = (sys.executable, "-m", "flows.cli")
 WORKERS = ("event-ingester", "upload-worker", "state-manager")  # each serves the work pool of its name
 INIT_TIMEOUT = 180.0
 READY_TIMEOUT = 120.0
+QUESTIONS = 15  # that one client asks for a heartbeat
 STOP_TIMEOUT = 12.0  # a worker hands back what it holds within ten
 
 
@@ -32,18 +34,25 @@ class _Heartbeat:
         """Remember the last heartbeat of the worker's former process."""
         # Prefect itself may be away just now; the worker then waits for it.
         with suppress(httpx.HTTPError):
-            self._before = await self._last()
+            async with self._client() as client:
+                self._before = await self._last(client)
 
     async def ready(self) -> None:
-        """Raise as long as there is no later one."""
-        if await self._last() == self._before:
-            raise TimeoutError(f"no heartbeat of a worker of the work pool {self._work_pool}")
+        """Raise if there is no later one within a few seconds."""
+        # To make a client takes more processor time than to ask many times.
+        async with self._client() as client:
+            for _ in range(QUESTIONS):
+                if await self._last(client) != self._before:
+                    return
+                await asyncio.sleep(PROBE_INTERVAL)
+        raise TimeoutError(f"no heartbeat of a worker of the work pool {self._work_pool}")
 
-    async def _last(self) -> datetime | None:
+    def _client(self) -> PrefectClient:
         with temporary_settings({PREFECT_API_URL: self._prefect_api_url}):
-            client = get_client()
-        async with client:
-            workers = await client.read_workers_for_work_pool(self._work_pool)
+            return get_client()
+
+    async def _last(self, client: PrefectClient) -> datetime | None:
+        workers = await client.read_workers_for_work_pool(self._work_pool)
         return max((worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time), default=None)
 
 
