@@ -27,6 +27,7 @@ from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.again import TRIES, elsewhere, reason_of, tell, try_again
 from flows.looks import look_at
 from flows.outcome import reject, take_in, with_images
+from flows.shares import check_answers
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
 SHORTEST_PAUSE = 2.0
@@ -143,6 +144,10 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     source = await ImagingSystem.configured(system, cast(Path, settings.data_dir), _systems.load)
     began = _began()
     in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds
+    try:
+        await check_answers(source.directory)
+    except SystemAway as error:
+        return try_again(str(error), current_run.run_count, longest=LONGEST_PAUSE, forever=True)
     event: ImagingEvent | None = None
     # Taken before reading: a change in between makes the watcher look again.
     seen = await asyncio.to_thread(source.fingerprint, event_file)

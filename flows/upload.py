@@ -33,6 +33,7 @@ from blocks.staging import Copy, Staging
 from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
 from flows.again import TRIES, elsewhere, reason_of, tell, try_again
+from flows.shares import check_answers, while_it_answers
 from flows.upload_artifact import publish
 
 STAGE = "upload-worker"
@@ -115,8 +116,13 @@ def find_copy(timestep: Ingested, settings: Settings) -> Copy | None:
     """
     if not settings.staging_dir:
         return None
-    source = cast(Path, settings.data_dir) / timestep.system / timestep.event.img_dir
+    source = source_of(timestep, settings) / timestep.event.img_dir
     return Staging.from_settings(settings).find(timestep.system, timestep.timestep_id, source)
+
+
+def source_of(timestep: Ingested, settings: Settings) -> Path:
+    """The directory of its system."""
+    return cast(Path, settings.data_dir) / timestep.system
 
 
 def find_images(timestep: Ingested, settings: Settings) -> Path:
@@ -162,6 +168,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
         try:
             # Where the store is and its keys come from the settings, how it is used from the block.
             store = ObjectStore.from_settings(settings).tuned_like(await _object_stores.load(OBJECT_STORE))
+            await check_answers(source_of(timestep, settings))
             uploaded = await until_stopped(upload, timestep, settings, store, log)
             uploaded = uploaded.model_copy(update={"flow_run_id": UUID(current_run.id)})
             await asyncio.to_thread(conclude, uploaded, entry_id, log)
@@ -203,25 +210,31 @@ async def until_stopped(
     store: ObjectStore,
     log: EventLog,
 ) -> Uploaded:
-    """Upload in a thread. When the run is cancelled, the upload ends before the next request that writes."""
+    """Upload in a thread. When this is not waited for any more, the upload ends before the next request that writes.
+
+    Raises:
+        SystemAway: when the share does not answer meanwhile.
+    """
     stop = threading.Event()
 
     def fence() -> None:
         if stop.is_set():
-            raise Stopped(f"the upload of {timestep.event.key} was stopped, because its flow run was cancelled")
+            raise Stopped(f"the upload of {timestep.event.key} was stopped: its flow run is over")
 
     thread = asyncio.ensure_future(asyncio.to_thread(upload, timestep, settings, store, log, fence))
+    # Its error is seen, also where nobody waits for it any more.
+    thread.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
-        return await asyncio.shield(thread)
+        return await while_it_answers(thread, source_of(timestep, settings))
+    except SystemAway:
+        stop.set()
+        raise
     except asyncio.CancelledError:
         stop.set()
         with anyio.CancelScope(shield=True):
             # Its run ends only after it: nobody shall take the run for stopped while bytes are being sent.
             await asyncio.wait([thread], timeout=STOP_SECONDS)
         raise
-    finally:
-        if thread.done() and not thread.cancelled():
-            thread.exception()  # seen, also where the cancellation is what counts
 
 
 def conclude(outcome: Uploaded | Failed, entry_id: str | None, log: EventLog) -> None:

@@ -106,6 +106,14 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
             self.neighbours.keep_telling(),
         ):
             self._companions.append(asyncio.create_task(companion))
+        cast(anyio.abc.TaskGroup, self._runs_task_group).start_soon(self._heed_companions)
+
+    async def _heed_companions(self) -> None:
+        """End the worker with what one of its companions failed for: others would take its runs for dead."""
+        ended, _ = await asyncio.wait(self._companions, return_when=asyncio.FIRST_COMPLETED)
+        for companion in ended:
+            if not companion.cancelled():
+                companion.result()
 
     async def teardown(self, *exc_info: Any) -> None:
         """Hand back what is under way; a worker that ends by itself, after a single poll, finishes it."""

@@ -23,6 +23,7 @@ from blocks.event_log import EventLog
 from blocks.messages import Failed, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
+from flows.executions import Executions
 from flows.worker import InProcessWorker
 from tests import worker_flows
 from tests.working import PATIENCE, announced, assert_stored, drop, final_states, flow_runs, said, until
@@ -177,3 +178,19 @@ def test_runs_from_elsewhere_are_executed_and_retried_from_the_command_line(
     asyncio.run(test())
     assert len(said(event_log, Failed)) == 1
     assert_stored(run_settings, object_store, event)
+
+
+def test_a_worker_ends_that_can_not_tell_any_more_what_it_executes(
+    run_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_executions: Executions) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Executions, "keep_telling", fail)
+
+    async def test() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await InProcessWorker(work_pool_name="upload-worker", name="without luck").start()
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        asyncio.run(test())

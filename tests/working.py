@@ -43,9 +43,9 @@ def drop(settings: Settings, system: str = "prince", images: int = 2, size: int 
     return parse_event_file(content.encode(), cast(Any, None))
 
 
-def announced(log: EventLog, event: ImagingEvent) -> str:
+def announced(log: EventLog, event: ImagingEvent, system: str = "prince") -> str:
     """It was ingested already; gives back its entry."""
-    data = Ingested(timestep_id=event.timestep_id, system="prince", event_file="events/1.json", event=event)
+    data = Ingested(timestep_id=event.timestep_id, system=system, event_file="events/1.json", event=event)
     return log.append(LogEvent.of(data, "test"))
 
 

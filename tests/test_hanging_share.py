@@ -1,0 +1,138 @@
+"""A share that hangs: what reads from it can't be ended, and must not keep what other systems need."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from blocks.event_log import EventLog
+from blocks.image_directory import SystemAway
+from blocks.messages import Failed, Ingested, Uploaded
+from blocks.object_store import ObjectStore
+from blocks.settings import Settings
+from flows import shares, system_watch
+from flows.dispatch import upload_worker
+from flows.shares import check_answers, while_it_answers
+from flows.watch import event_ingester
+from tests.working import announced, assert_stored, drop, is_done, said, until, working
+
+pytest_plugins = ["tests.prefect_server"]
+
+HANGING = 6  # timesteps; more than there are places for uploads
+
+
+class Share:
+    """A FUSE mount, whose server can stop to answer."""
+
+    def __init__(self, server: Path, mount: Path) -> None:
+        self.mount = mount
+        self._process = subprocess.Popen(["bindfs", "-f", "-o", "attr_timeout=0,entry_timeout=0", server, mount])
+        deadline = time.monotonic() + 10
+        while not mount.is_mount():
+            if self._process.poll() is not None:
+                pytest.skip("a FUSE mount is not possible here")
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def hang(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def answer(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        self.answer()
+        subprocess.run(["umount", "-l", str(self.mount)], capture_output=True, check=False)
+        self._process.wait(10)
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    if os.geteuid() != 0 or not shutil.which("bindfs"):
+        pytest.skip("a FUSE mount needs root, and the program bindfs")
+    (tmp_path / "server").mkdir()
+    (tmp_path / "data" / "prince").mkdir(parents=True)
+    share = Share(tmp_path / "server", tmp_path / "data" / "prince")
+    yield share
+    share.end()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(shares, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(shares, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 1.0)
+
+
+def test_a_share_is_asked_by_one_thread_however_often_it_hangs(share: Share) -> None:
+    async def test() -> None:
+        await check_answers(share.mount)
+        await check_answers(share.mount / "what is not there")
+        share.hang()
+        before = threading.active_count()
+        for _ in range(3):
+            with pytest.raises(SystemAway, match=r"has not answered for 0\.5 s: does its share hang\?"):
+                await check_answers(share.mount)
+        assert threading.active_count() == before + 1
+        await check_answers(share.mount.parent)
+        share.answer()
+        await until(lambda: threading.active_count() == before, "the end of the thread")
+        await check_answers(share.mount)
+
+    asyncio.run(test())
+
+
+def test_work_is_waited_for_while_its_share_answers(share: Share) -> None:
+    (share.mount / "image.tif").write_bytes(b"bytes")
+
+    def read(seconds: float) -> bytes:
+        time.sleep(seconds)
+        return (share.mount / "image.tif").read_bytes()
+
+    async def test() -> None:
+        long = asyncio.ensure_future(asyncio.to_thread(read, 2.0))
+        assert await while_it_answers(long, share.mount) == b"bytes"
+        hanging = asyncio.ensure_future(asyncio.to_thread(read, 1.0))
+        share.hang()
+        with pytest.raises(SystemAway):
+            await while_it_answers(hanging, share.mount)
+        assert not hanging.done()
+        share.answer()
+        assert await while_it_answers(hanging, share.mount) == b"bytes"
+
+    asyncio.run(test())
+
+
+def test_the_timesteps_of_other_systems_arrive_meanwhile_and_its_own_when_it_answers(
+    share: Share, run_settings: Settings, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    assert share.mount == cast(Path, run_settings.data_dir) / "prince"
+    waiting = [drop(run_settings) for _ in range(HANGING)]
+    not_ingested = drop(run_settings)
+    for event in waiting:
+        announced(event_log, event)
+
+    async def test() -> None:
+        share.hang()
+        async with working(event_ingester, upload_worker, settings=run_settings):
+            others = [drop(run_settings, "aretha") for _ in range(2)]
+            await until(lambda: len(said(event_log, Uploaded)) == len(others), "uploading those of the other system")
+            assert {event.timestep_id for event in said(event_log, Uploaded)} == {one.timestep_id for one in others}
+            share.answer()
+            await until(lambda: len(said(event_log, Uploaded)) == len(others) + HANGING + 1, "uploading all")
+            await until(lambda: is_done(event_log), "acknowledging all")
+
+    asyncio.run(test())
+    for event in (*waiting, not_ingested):
+        assert_stored(run_settings, object_store, event)
+    assert said(event_log, Failed) == []
+    assert not_ingested.timestep_id in {event.timestep_id for event in said(event_log, Ingested)}
