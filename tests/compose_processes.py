@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import aio_pika
 import httpx
 import pytest
 
@@ -22,8 +23,10 @@ from flows.stack.demo import verify
 from flows.stack.mock_microscope import Dropped
 from flows.stack.service import StartError
 from flows.stack.supervisor import Supervisor
+from tests import rabbitmq
 from tests.compose import DEVELOPMENT, Compose, merged
 from tests.containers import Containers, make_secrets, own, postgres_of
+from tests.surf_archiver import notice, publish
 
 TIMESTEPS = 2
 ARRIVAL_SECONDS = 90.0
@@ -41,6 +44,7 @@ class Machine:
         self.compose: Compose = merged(
             directory,
             *DEVELOPMENT,
+            profiles=() if rabbitmq.missing_programs() else ("rabbitmq",),
             ARCHIVER_DATA_DIR=str(self.data),
             ARCHIVER_STAGING_DIR=str(staging),
             MOCK_TIMESTEPS=str(TIMESTEPS),
@@ -51,6 +55,12 @@ class Machine:
         make_secrets(directory)
         self.directory = directory
         self.containers = Containers(directory, self.compose, directory / "secrets")
+        self.broker_url = ""
+        if "rabbitmq" in self.compose.services:
+            # As docs/production.md says.
+            password = self.containers.secret("rabbitmq_conf").read_text().rpartition("default_pass = ")[2].strip()
+            self.broker_url = f"amqp://archiver:{password}@rabbitmq:5672/"
+            self.containers.secret("archiver_rabbitmq_url").write_text(self.broker_url)
 
     def resolve_names(self) -> None:
         """Every name a container knows the others by is this namespace's loopback."""
@@ -83,6 +93,8 @@ async def run(directory: Path) -> None:
         exports = await _exports()
         for export in exports:
             await asyncio.to_thread(verify, export["url"], _dropped(machine.data, export))
+        if machine.broker_url:
+            await _archive(machine.broker_url, exports[0])
         async with httpx.AsyncClient(trust_env=False) as client:
             (await client.get("http://fastapi.localhost/docs")).raise_for_status()
             (await client.get("http://prefect.localhost/api/health")).raise_for_status()
@@ -128,17 +140,27 @@ async def _wait_for_scheduled_runs(client: httpx.AsyncClient, containers: Contai
             await asyncio.sleep(1)
 
 
-async def _exports() -> list[dict[str, Any]]:
-    """What the known call answers, once all timesteps are there."""
+async def _exports(count: int = TIMESTEPS, query: str = "") -> list[dict[str, Any]]:
+    """What the known call answers, once so many timesteps are there."""
     deadline = asyncio.get_running_loop().time() + ARRIVAL_SECONDS
     while True:
-        known = ["curl", "--silent", "--fail", "-H", "Host:fastapi.localhost", "localhost:80/api/1/exports"]
+        known = ["curl", "--silent", "--fail", "-H", "Host:fastapi.localhost", f"localhost:80/api/1/exports{query}"]
         answer = await asyncio.to_thread(subprocess.run, known, capture_output=True, check=True)
         exports: list[dict[str, Any]] = json.loads(answer.stdout)["data"]
-        if len(exports) == TIMESTEPS:
+        if len(exports) == count:
             return exports
-        assert asyncio.get_running_loop().time() < deadline, f"{len(exports)} of {TIMESTEPS} timesteps arrived"
+        assert asyncio.get_running_loop().time() < deadline, f"{len(exports)} of {count} timesteps arrived"
         await asyncio.sleep(0.3)
+
+
+async def _archive(broker_url: str, export: dict[str, Any]) -> None:
+    """Tell of an archive with this timestep, as surf-archiver does, until it is known."""
+    connection = await aio_pika.connect(broker_url, timeout=ARRIVAL_SECONDS)
+    async with connection:
+        body = notice({"path": "images/e/20261123.tar", "src_keys": [export["key"]]})
+        await publish(await connection.channel(), body)
+        (archived,) = await _exports(1, "?state=archived")
+    assert archived["timestep_id"] == export["timestep_id"]
 
 
 def _dropped(data: Path, export: dict[str, Any]) -> Dropped:

