@@ -183,6 +183,7 @@ def test_nothing_is_missing_after_everything_was_destroyed(
     for file in (stack.home / "redis").glob("*.aof"):
         file.unlink()
     asyncio.run(_restore(stack.home, tmp_path, docker))
+    dropped.append(drop(stack.data_dir))
     stack.start()
 
     for one in dropped:
@@ -199,7 +200,7 @@ def test_nothing_is_missing_after_everything_was_destroyed(
     assert block.display_name == "Prinz"
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_it_goes_on_after_a_restart_in_another_bucket(stack: RunningStack, docker: dict[str, str]) -> None:
     old, new = stack.env["ARCHIVER_BUCKET"], "moved"
     before = drop(stack.data_dir)
