@@ -54,6 +54,7 @@ class Gateway:
     client: httpx.Client
     experiments: list[str]
     ids: list[str]
+    failed: list[str]
     deep: str | None = field(repr=False)
 
     def ask(self, path: str) -> float:
@@ -74,6 +75,7 @@ QUERIES: dict[str, Callable[[Gateway, random.Random], str]] = {
         f"/api/1/timesteps?limit={LIMIT}&state={chance.choice(['uploaded', 'archived', 'failed'])}"
     ),
     "timesteps/{id}": lambda gateway, chance: f"/api/1/timesteps/{chance.choice(gateway.ids)}",
+    "timesteps/{id}, failed": lambda gateway, chance: f"/api/1/timesteps/{chance.choice(gateway.failed)}",
     "experiments/{id}": lambda gateway, chance: f"/api/1/experiments/{chance.choice(gateway.experiments)}",
     "at-risk": lambda gateway, chance: f"/api/1/at-risk?limit={LIMIT}",
     "stats/daily": lambda gateway, chance: "/api/1/stats/daily?time_zone=Europe/Amsterdam",
@@ -154,16 +156,17 @@ def _wait_until_it_answers(client: httpx.Client, server: subprocess.Popen[bytes]
             return
 
 
-def _sample(settings: Settings) -> tuple[list[str], list[str], str | None]:
+def _sample(settings: Settings) -> tuple[list[str], list[str], list[str], str | None]:
     with psycopg.connect(_secret(settings.database_url)) as connection:
         experiments = connection.execute("select distinct experiment_id from timestep_tally order by 1").fetchall()
         ids = connection.execute("select id from timestep order by id limit 1000").fetchall()
+        failed = connection.execute("select id from timestep where state = 'failed'").fetchall()
         newest_first = "select timestamp, id from timestep where uploaded_at is not null order by 1 desc, 2 desc"
         last = connection.execute(f"{newest_first} offset %s limit 1", [(PAGE - 1) * LIMIT - 1]).fetchone()
     # What `next` was on the page before, without going through all of them.
     scope = TimestepQuery(limit=LIMIT, cursor=None).scope("exports")
     deep = NEWEST_FIRST.write(SimpleNamespace(timestamp=last[0], timestep_id=last[1]), scope) if last else None
-    return [row[0] for row in experiments], [str(row[0]) for row in ids], deep
+    return [row[0] for row in experiments], [str(row[0]) for row in ids], [str(row[0]) for row in failed], deep
 
 
 def _secret(value: SecretStr | None) -> str:

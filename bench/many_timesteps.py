@@ -68,6 +68,18 @@ select md5('uploaded' || id)::uuid, extract(epoch from uploaded_at)::bigint || '
 from timestep where uploaded_at is not null
 """
 
+_THIRD_EVENT = """
+insert into timestep_event (id, entry_id, type, source, time, timestep_id, key, data)
+select md5('archived' || id)::uuid, extract(epoch from archived_at)::bigint || '000-0', 'timestep.archived',
+    'surf-archiver', archived_at, id, key,
+    json_build_object('timestep_id', id, 'key', key, 'date', uploaded_at::date,
+        'job_id', md5('job' || uploaded_at::date)::uuid,
+        'archive', 'images/' || experiment_id || to_char(uploaded_at, '/YYYYMMDD') || '.tar')
+from timestep where archived_at is not null
+"""
+
+_EVENTS = (_FIRST_EVENT, _SECOND_EVENT, _THIRD_EVENT)
+
 _ARCHIVES = """
 insert into archive (id, path, date, job_id, archived_at)
 select md5(experiment_id || day)::uuid, 'images/' || experiment_id || to_char(day, '/YYYYMMDD') || '.tar', day,
@@ -113,6 +125,6 @@ def fill(database_url: str, timesteps: int) -> None:
         "rejected": REJECTED,
     }
     with psycopg.connect(database_url, autocommit=True) as connection:
-        for statement in (_TIMESTEPS, _FIRST_EVENT, _SECOND_EVENT, _ARCHIVES, _MEMBERS, _IMAGES, _REJECTED):
+        for statement in (_TIMESTEPS, *_EVENTS, _ARCHIVES, _MEMBERS, _IMAGES, _REJECTED):
             connection.execute(statement.encode(), values)
         connection.execute("vacuum analyze")

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
+from sqlalchemy.event import listen
 from sqlalchemy.exc import InternalError
 from sqlmodel import Session, col, update
 
@@ -66,6 +67,21 @@ def test_the_way_of_a_timestep(client: TestClient, engine: Engine, event_log: Ev
     assert timestep["archives"][0]["path"] == "/tape/images/20261101_004/20261123.tar"
     assert timestep["history"][-1]["type"] == "timestep.archived"
     assert client.get("/api/1/exports").json()["count"] == 1
+
+
+def test_a_timestep_without_an_object_is_not_looked_for_among_all_archived_events(
+    settings: Settings, engine: Engine, event_log: EventLog
+) -> None:
+    event = announced()
+    record(engine, event_log, ingested(event), failed(event), archived("images/nobody/knows/it.tar"))
+    app, asked = create_app(settings), list[str]()
+    listen(app.state.services.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    with TestClient(app) as client:
+        timestep = client.get(f"/api/1/timesteps/{event.timestep_id}").json()
+    assert [said["type"] for said in timestep["history"]] == ["timestep.ingested", "timestep.failed"]
+    assert timestep["archives"] == []
+    assert any("FROM timestep_event" in statement for statement in asked)
+    assert not [statement for statement in asked if "key IS NULL" in statement]
 
 
 @pytest.mark.parametrize(

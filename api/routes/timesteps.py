@@ -1,6 +1,6 @@
 """Timesteps: lists, and all that is known of one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC
 from functools import cache
 from http import HTTPStatus
@@ -117,20 +117,8 @@ def timestep(timestep_id: TimestepPath, session: SessionDep, services: ServicesD
 
 def describe(session: Session, timestep: Timestep, services: Services) -> TimestepDetail:
     """All that is known of a timestep. The session is given back before object storage is asked."""
-    # Who announces an archive may not know yet whose key it is.
-    by_key = and_(col(TimestepEvent.type) == Archived.type, col(TimestepEvent.key) == timestep.key)
-    said = session.exec(
-        select(TimestepEvent)
-        .where(or_(col(TimestepEvent.timestep_id) == timestep.id, by_key))
-        .order_by(col(TimestepEvent.time), col(TimestepEvent.id))
-    )
-    history = [HistoryEvent.of(event) for event in said]
-    archives = session.exec(
-        select(Archive.id, Archive.path, ArchiveMember.archived_at)
-        .where(col(ArchiveMember.archive_id) == col(Archive.id), col(ArchiveMember.key) == timestep.key)
-        .order_by(col(ArchiveMember.archived_at), col(Archive.id))
-    )
-    references = [ArchiveReference(archive_id=id, path=path, archived_at=at) for id, path, at in archives]
+    history = [HistoryEvent.of(event) for event in _said_of(session, timestep)]
+    references = list(_archives_with(session, timestep.key)) if timestep.key else []
     kept = list(what_keeps(timestep.id, session, services))
     columns = {**timestep.model_dump(), "timestep_id": timestep.id}
     session.close()
@@ -144,6 +132,24 @@ def describe(session: Session, timestep: Timestep, services: Services) -> Timest
             "history": history,
         }
     )
+
+
+def _said_of(session: Session, timestep: Timestep) -> Iterable[TimestepEvent]:
+    event = TimestepEvent
+    about = col(event.timestep_id) == timestep.id
+    if timestep.key:
+        # Who announces an archive may not know yet whose key it is. Without a key, this would read all such events.
+        about = or_(about, and_(col(event.type) == Archived.type, col(event.key) == timestep.key))
+    return session.exec(select(event).where(about).order_by(col(event.time), col(event.id)))
+
+
+def _archives_with(session: Session, key: str) -> Iterator[ArchiveReference]:
+    for id, path, at in session.exec(
+        select(Archive.id, Archive.path, ArchiveMember.archived_at)
+        .where(col(ArchiveMember.archive_id) == col(Archive.id), col(ArchiveMember.key) == key)
+        .order_by(col(ArchiveMember.archived_at), col(Archive.id))
+    ):
+        yield ArchiveReference(archive_id=id, path=path, archived_at=at)
 
 
 def _flow_runs(history: Iterable[HistoryEvent], prefect_ui_url: str | None) -> list[FlowRun]:
