@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from blocks.database import create_engine
 from blocks.event_log import EventLog
 from blocks.messages import Archived, LogEvent
-from blocks.object_errors import Refused
+from blocks.object_errors import ObjectStoreError, Refused
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from blocks.surf_archiver import archive_of
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 STAGE = "reconcile-archive"
 # Namespace of what stands for surf-archiver's job, which the tags do not tell; any fixed UUID would do.
 _UNTOLD_JOBS = UUID("3b0f6c55-7a0e-4ac3-9b0b-5d9a0d6fbb1e")
+
+# What a store answers of an object that is gone. Where a bucket keeps versions, what was deleted has a marker in its
+# place, which takes no such request.
+_GONE = ("NoSuchKey", "404", "MethodNotAllowed", "405")
 
 PAGE = 500
 REQUESTS_AT_ONCE = 8
@@ -55,18 +59,23 @@ def reconcile(settings: Settings, log: EventLog) -> Reconciled:
     """Tell the stream which objects are tagged as archived; doing it again changes nothing.
 
     Raises:
-        ObjectStoreError: when the tags can't be asked.
+        ObjectStoreError: when the tags can't be asked. Those of one object cost the others nothing: it is raised after
+            all were asked.
     """
     store = ObjectStore.from_settings(settings)
     engine = create_engine(settings)
     asked = archived = gone = 0
+    refused: list[Refused] = []
     try:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             for page in _not_archived(engine, store.bucket_name):
                 asked += len(page)
                 tags = threads.map(lambda row: _tags(store, row[1]), page)
                 for (timestep_id, key, etag), tagged in zip(page, tags, strict=True):
-                    if tagged is None:
+                    if isinstance(tagged, Refused):
+                        refused.append(tagged)
+                        logger.error("Timestep %s: it can't be told whether it is on tape: %s", timestep_id, tagged)
+                    elif tagged is None:
                         gone += 1
                         logger.warning("Timestep %s is not on tape, and %s is not in the bucket", timestep_id, key)
                     elif tagged.get("archived") == "true":
@@ -74,6 +83,10 @@ def reconcile(settings: Settings, log: EventLog) -> Reconciled:
                         log.append(LogEvent.of(announcement(key, timestep_id, etag), STAGE))
     finally:
         engine.dispose()
+    if refused:
+        raise ObjectStoreError(
+            f"{len(refused)} of {asked} objects can't be asked whether they are on tape, the first one: {refused[0]}"
+        )
     return Reconciled(asked, archived, gone)
 
 
@@ -110,10 +123,9 @@ def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str,
         after = cast(tuple[datetime, UUID], page[-1][:2])
 
 
-def _tags(store: ObjectStore, key: str) -> dict[str, str] | None:
+def _tags(store: ObjectStore, key: str) -> dict[str, str] | Refused | None:
+    """The tags; None of an object that is gone."""
     try:
         return store.tags(key)
     except Refused as error:
-        if error.code in ("NoSuchKey", "404"):
-            return None
-        raise
+        return None if error.code in _GONE else error

@@ -11,12 +11,14 @@ from sqlmodel import Session, col, select
 import flows.reconcile
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
+from blocks.object_errors import ObjectStoreError
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.surf_archiver import archive_of
 from blocks.tables import Archive, ArchiveMember, Timestep
 from flows.reconcile import Reconciled, reconcile
 from tests.events import announced, archived, ingested, uploaded
+from tests.faulty_proxy import FaultyProxy, Refuse
 from tests.gateway import record
 from tests.surf_archiver import archive
 
@@ -83,6 +85,32 @@ def test_only_what_is_tagged_is_said_and_only_once(
     with Session(engine) as session:
         paths = session.exec(select(Archive.path).where(col(Archive.path).like("images/%"))).all()
     assert paths == ["images/20261101_004/20200101.tar"]
+
+
+def test_an_object_that_is_not_told_of_costs_the_others_nothing(
+    settings: Settings,
+    object_store: ObjectStore,
+    event_log: EventLog,
+    engine: Engine,
+    s3_endpoint: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deleted, denied, tagged = (stored(object_store, position=position) for position in range(3))
+    for event in (deleted, denied, tagged):
+        record(engine, event_log, uploaded(event, bucket=settings.bucket))
+        object_store.put_tags(event.key, {"archived": "true"})
+    with FaultyProxy.before(s3_endpoint) as proxy:
+        behind = settings.model_copy(update={"aws_endpoint_url": proxy.url})
+        # As of what was deleted from a bucket that keeps versions.
+        proxy.plan(Refuse(405, "MethodNotAllowed"), f"{deleted.key}?tagging", times=2)
+        proxy.plan(Refuse(403, "AccessDenied"), f"{denied.key}?tagging")
+        with pytest.raises(ObjectStoreError, match=r"1 of 3 objects can't be asked .* 403 AccessDenied"):
+            reconcile(behind, event_log)
+        record(engine, event_log)
+        assert states(engine) == {0: "uploaded", 1: "uploaded", 2: "archived"}
+        (refusal,) = [line for line in caplog.messages if "403 AccessDenied" in line]
+        assert refusal.startswith(f"Timestep {denied.timestep_id}")
+        assert reconcile(behind, event_log) == Reconciled(asked=2, archived=1, gone=1)
 
 
 @pytest.mark.parametrize("kind", ["stitch", "video", "overview"])
