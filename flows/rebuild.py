@@ -15,6 +15,7 @@ from blocks.event_file import TimestepType
 from blocks.event_log import EventLog
 from blocks.listing import list_objects
 from blocks.messages import EventData, LogEvent
+from blocks.object_errors import NotStored, Refused
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
 from blocks.stored_timestep import NotATimestep, read_stored
@@ -94,14 +95,16 @@ def _from_bucket(store: ObjectStore, engine: Engine, read_whole: bool) -> Iterat
 
 
 def _tell(store: ObjectStore, read_whole: bool, found: tuple[str, datetime]) -> list[LogEvent] | str:
-    """What an object says: its upload, and its archive if it is tagged; or why it is none of ours."""
+    """What an object says: its upload, and its archive if it is tagged; or why that can't be told."""
     key, modified_at = found
     try:
         uploaded = read_stored(store, key, modified_at, whole=read_whole)
-    except NotATimestep as error:
+        is_on_tape = store.tags(key).get("archived") == "true"
+    except (NotATimestep, NotStored, Refused) as error:
+        # Another try would end at the same object: it may be archived to where it can't be read, or deleted meanwhile.
         return str(error)
     told: list[EventData] = [uploaded]
-    if store.tags(key).get("archived") == "true":
+    if is_on_tape:
         told.append(announcement(key, uploaded.timestep_id, uploaded.etag))
     # Of the two ways to read an object, the one that proves more is to stand: the last word counts.
     at = modified_at + timedelta(microseconds=read_whole)

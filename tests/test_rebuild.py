@@ -16,7 +16,7 @@ from blocks.surf_archiver import archive_of
 from flows.rebuild import LOST, NOT_READ, rebuild
 from flows.upload import upload
 from tests.events import announced, archived, failed, ingested, purged, rejected
-from tests.faulty_proxy import FaultyProxy
+from tests.faulty_proxy import FaultyProxy, Refuse
 from tests.gateway import record
 from tests.images import tiff
 from tests.rados_gateway import ACCESS_KEY, SECRET_KEY
@@ -220,3 +220,22 @@ def test_what_is_no_timestep_or_damaged_is_left_out_and_said(
     )
     assert "2 timesteps were read from the bucket, 0 of them are on tape" in said
     assert {row["position"] for row in rows(engine)["Timestep"]} == {1, 2}
+
+
+def test_an_object_that_can_not_be_read_costs_the_others_nothing(
+    settings: Settings, engine: Engine, event_log: EventLog, s3_endpoint: str, timesteps: list[Uploaded]
+) -> None:
+    event_log.redis.xtrim(event_log.stream, maxlen=0)
+    empty(engine)
+    frozen, deleted, denied = (timestep.key for timestep in timesteps)
+    with FaultyProxy.before(s3_endpoint) as proxy:
+        # In an archive of the storage, from which nothing is read at once; and deleted since it was listed.
+        proxy.plan(Refuse(403, "InvalidObjectState"), f"GET /{settings.bucket}/{frozen}")
+        proxy.plan(Refuse(404, "NoSuchKey"), f"GET /{settings.bucket}/{deleted}")
+        proxy.plan(Refuse(403, "AccessDenied"), f"{denied}?tagging")
+        behind = settings.model_copy(update={"aws_endpoint_url": proxy.url})
+        said = "\n".join(rebuild(behind))
+        for key, why in ((frozen, "InvalidObjectState"), (deleted, "no such object"), (denied, "AccessDenied")):
+            assert re.search(f"^{key} was left out: .*{why}", said, re.MULTILINE), said
+        assert "0 timesteps were read from the bucket" in said
+        assert "3 timesteps were read from the bucket, 1 of them are on tape" in list(rebuild(behind))
