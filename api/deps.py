@@ -26,6 +26,8 @@ COOKIE = "archiver"
 MAX_PARAMETERS = 50
 # A request to the storage is given up after so long.
 STORE_SECONDS = 5.0
+# So long a request waits for a connection to the database while others have them all.
+DATABASE_SECONDS = 10.0
 # Who reads does not wait for a stream that is away.
 STREAM_SECONDS = 1.0
 
@@ -62,7 +64,7 @@ class Services:
         return cls(
             settings=settings,
             # Only the state-manager writes; PostgreSQL makes sure that we don't.
-            engine=create_engine(settings).execution_options(postgresql_readonly=True),
+            engine=create_engine(settings, wait_seconds=DATABASE_SECONDS).execution_options(postgresql_readonly=True),
             log=log,
             patient_log=patient_log,
             store=store,

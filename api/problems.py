@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 
 from blocks.object_errors import NotStored, ObjectStoreError
@@ -65,6 +66,9 @@ def _problem(request: Request, error: Exception) -> JSONResponse:
         case OperationalError():
             logger.warning("%s: the database can't be used: %s", request.url.path, error.orig)
             return answer(HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached; try again later.")
+        case NoConnectionFree():
+            logger.warning("%s: all connections to the database are taken: %s", request.url.path, error)
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, "The database is busy, or hangs; try again later.")
         case RedisError():
             logger.warning("%s: the stream can't be used: %s", request.url.path, error)
             return answer(HTTPStatus.SERVICE_UNAVAILABLE, "The stream can't be reached; try again later.")
@@ -102,6 +106,7 @@ def answer_with_problems(app: FastAPI) -> None:
         RequestValidationError,
         DataError,
         OperationalError,
+        NoConnectionFree,
         RedisError,
         ObjectStoreError,
         Exception,

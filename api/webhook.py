@@ -7,7 +7,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import func
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, select
 
 from api.body import read_body
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["surf-archiver"], dependencies=[Depends(require_surf_archiver)])
 
 MAX_BODY_BYTES = 8 << 20
+# A notice does not wait longer than this for the timesteps it is about: the state-manager finds them by their keys.
+LOOK_UP_SECONDS = 5
 
 
 class Receipt(BaseModel):
@@ -90,11 +93,14 @@ def _append(reading: Reading, services: Services) -> Receipt:
 
 
 def known_timesteps(keys: list[str], services: Services) -> dict[str, UUID]:
-    """The timesteps these keys belong to; none while the database is away, for a notice must not get lost."""
+    """The timesteps these keys belong to; none while the database can't tell, for a notice must not get lost."""
     try:
         with Session(services.engine) as session:
+            # Who migrates has the tables locked meanwhile.
+            session.execute(select(func.set_config("statement_timeout", f"{LOOK_UP_SECONDS}s", True)))
             found = session.exec(select(Timestep.key, Timestep.id).where(among(Timestep.key, keys)))
             return {key: id for key, id in found if key}
-    except OperationalError as error:
-        logger.warning("Keys of surf-archiver's notice can't be looked up: %s", error.orig)
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        logger.warning("Keys of surf-archiver's notice can't be looked up: %s", cause)
         return {}

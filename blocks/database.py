@@ -56,8 +56,11 @@ class NewerDatabase(ArchiverError):
     """A newer release has migrated the database, and this one can't."""
 
 
-def create_engine(settings: Settings) -> Engine:
+def create_engine(settings: Settings, *, wait_seconds: float = 30.0) -> Engine:
     """The connections to the database. Nothing connects before the first use.
+
+    Args:
+        wait_seconds: for a connection while all are taken.
 
     Raises:
         MissingSetting: when ARCHIVER_DATABASE_URL is not set.
@@ -68,6 +71,7 @@ def create_engine(settings: Settings) -> Engine:
         url = url.set(drivername="postgresql+psycopg")
     engine = sqlmodel.create_engine(
         url,
+        pool_timeout=wait_seconds,
         pool_pre_ping=True,  # PostgreSQL may have been restarted since
         hide_parameters=True,  # so that no value ends up in a log
         json_serializer=_to_json,

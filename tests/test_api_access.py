@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from api.app import create_app
 from api.deps import Services
@@ -436,6 +437,35 @@ def test_a_notice_is_kept_while_the_database_is_away(
         answer = client.get("/api/1/exports")
         assert "database" in problem(answer, 503)
         assert "pa55word" not in answer.text
+    assert event_log.redis.xlen(event_log.stream) == 1
+
+
+@pytest.mark.parametrize("trouble", ["no tables", "locked by a migration", "all connections are taken"])
+def test_a_notice_is_kept_whatever_the_database_does(
+    settings: Settings,
+    object_store: ObjectStore,
+    engine: Engine,
+    event_log: EventLog,
+    empty_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+) -> None:
+    monkeypatch.setattr("api.webhook.LOOK_UP_SECONDS", 1)
+    monkeypatch.setattr("api.deps.DATABASE_SECONDS", 0.2)
+    update = {"webhook_token": SecretStr(WEBHOOK_TOKEN)}
+    if trouble == "no tables":
+        update["database_url"] = SecretStr(empty_database_url)
+    app = create_app(settings.model_copy(update=update))
+    with ExitStack() as held:
+        client = held.enter_context(TestClient(app, raise_server_exceptions=False))
+        if trouble == "locked by a migration":
+            held.enter_context(engine.begin()).execute(text("lock table timestep in access exclusive mode"))
+        elif trouble == "all connections are taken":
+            while (pool := app.state.services.engine.pool).checkedout() < pool.size() + pool._max_overflow:
+                held.enter_context(app.state.services.engine.connect())
+            for path in ("/api/1/exports", f"/api/1/timesteps/{uuid4()}", "/api/1/status"):
+                assert "database" in problem(client.get(path), 503)
+        assert announce(client, notice("images/a.tar"))["unknown"] == ["images/a.tar"]
     assert event_log.redis.xlen(event_log.stream) == 1
 
 
