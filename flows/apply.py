@@ -159,10 +159,11 @@ def _keep_images(
     session: Session, timesteps: dict[UUID, dict[str, Any]], uploads: Iterable[Uploaded], with_images: set[UUID]
 ) -> None:
     """Replace the images of the timesteps whose object is what one of these uploads sent."""
+    # Not by the SHA-256 alone: of objects that were found in the bucket, it is not known.
     current = {
         upload.timestep_id: upload
         for upload in uploads
-        if (row := timesteps.get(upload.timestep_id)) and upload.sha256 == row["sha256"]
+        if (row := timesteps.get(upload.timestep_id)) and (upload.sha256, upload.etag) == (row["sha256"], row["etag"])
     }
     if not current:
         return

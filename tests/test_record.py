@@ -304,6 +304,24 @@ def test_unknown_fields_and_odd_characters_are_kept(engine: Engine) -> None:
     assert timestep.announced["metadata"] == {"note": "µm \0 end", "nested": {"z": [1, 2]}}
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_images_are_those_of_the_last_upload_also_without_a_hash(
+    engine: Engine, order: tuple[int, int], at_once: bool
+) -> None:
+    event = announced()
+    one = uploaded(event, sha256=None, etag="one")
+    other = uploaded(event, sha256=None, etag="other", images=[one.images[0].model_copy(update={"sha256": "ef" * 32})])
+    events = [said(one, 1), said(other, 2)]
+    in_order = [events[number] for number in order]
+    if at_once:
+        apply(engine, delivered(*in_order))
+    else:
+        apply_said(engine, *in_order)
+    assert the_timestep(engine).etag == "other"
+    assert [image["sha256"] for image in rows(engine)["TimestepImage"]] == ["ef" * 32]
+
+
 @pytest.mark.parametrize("name", ["a\tb", "a\nb\r", "a\\tb\\", "\\.", "\\N", "µ '\"%s, {}"])
 def test_any_name_of_an_image_is_kept_beside_others(engine: Engine, name: str) -> None:
     event = announced()

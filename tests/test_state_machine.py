@@ -3,6 +3,7 @@
 What was said is kept beside, and the database must agree with it, as plainly as the rules can be told.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ import flows.record
 from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.messages import Archived, EventData, Failed, Ingested, LogEvent, SourcePurged, StagingPurged, Uploaded
+from blocks.proven_object import Image
 from blocks.synthetic_timestep import SYSTEM, announcement
 from flows.apply import apply_events
 from flows.record import GROUP, record_waiting
@@ -27,6 +29,13 @@ from tests.test_record import empty, rows
 
 SYNTHETIC = announcement(UUID(int=3 << 96))
 EVENTS = [*(announced(UUID(int=number << 96), position=number) for number in (1, 2)), SYNTHETIC]
+
+
+ANOTHER: dict[str, Any] = {
+    "sha256": "cd" * 32,
+    "etag": "another",
+    "images": [Image(name="Img/Img_r00_c00.tif", offset=512, size=999, sha256="ab" * 32)],
+}
 
 
 def system_of(event: ImagingEvent) -> str:
@@ -38,8 +47,9 @@ SAYINGS: st.SearchStrategy[EventData] = st.sampled_from(EVENTS).flatmap(
         [
             ingested(event, system_of(event), event_file=f"events/{event.position}.json"),
             uploaded(event, system_of(event)),
-            uploaded(event, system_of(event), sha256="cd" * 32, etag="another"),
+            uploaded(event, system_of(event), **ANOTHER),
             uploaded(event, system_of(event), sha256=None),  # found in the bucket
+            uploaded(event, system_of(event), **{**ANOTHER, "sha256": None}),
             failed(event, system=system_of(event)),
             failed(event, system=system_of(event), attempt=2),
             withdrawn(event),  # which counts only for what is synthetic
@@ -82,7 +92,7 @@ class Deliveries(RuleBasedStateMachine):
     def replace(self, event: ImagingEvent, seconds: int, back: bool) -> None:
         """An object is archived, and replaced by another, which is archived too; said in either order."""
         system = system_of(event)
-        other = uploaded(event, system, sha256="cd" * 32, etag="another")
+        other = uploaded(event, system, **ANOTHER)
         told = [uploaded(event, system), archived(event.key), other, archived(event.key, job=3, etag="another")]
         for offset, data in list(enumerate(told))[:: -1 if back else 1]:
             self.say(data, seconds + offset, False)
@@ -126,12 +136,36 @@ class Deliveries(RuleBasedStateMachine):
         assert {row["id"]: row["time"] for row in found["TimestepEvent"]} == {
             id: event.time for id, event in self.first.items()
         }
-        assert {row["id"]: told(row) for row in found["Timestep"]} == self._expected()
+        expected = self._expected()
+        assert {row["id"]: told(row) for row in found["Timestep"]} == expected
+        images = {(row["timestep_id"], Image.model_validate(row)) for row in found["TimestepImage"]}
+        assert images == {(id, image) for id in expected for image in self._images_of(id)}
+        path_of = {row["id"]: row["path"] for row in found["Archive"]}
+        assert {
+            (path_of[row["archive_id"]], row["key"]): (row["archived_at"], row["job_id"])
+            for row in found["ArchiveMember"]
+        } == self._expected_members()
         backlog = self.log.backlog(GROUP)
         assert (backlog.waiting, backlog.in_progress, backlog.set_aside) == (0, 0, 0)
 
     def _record(self, consumer: str, limit: int) -> None:
         record_waiting(self.log, self.engine, consumer, limit, linger_seconds=0.001)
+
+    def _images_of(self, timestep_id: UUID) -> Sequence[Image]:
+        uploads = [
+            (said.time, said.id, said.data.images)
+            for said in self.first.values()
+            if isinstance(said.data, Uploaded) and said.data.timestep_id == timestep_id
+        ]
+        return max(uploads)[2] if uploads else ()
+
+    def _expected_members(self) -> dict[tuple[str, str], tuple[datetime, UUID]]:
+        notices = [(said.time, said.data) for said in self.first.values() if isinstance(said.data, Archived)]
+        first: dict[tuple[str, str], tuple[datetime, UUID]] = {}
+        for at, notice in notices:
+            place = (notice.archive, notice.key)
+            first[place] = min((at, notice.job_id), first.get(place, (at, notice.job_id)))
+        return first
 
     def _on_tape(self, event: ImagingEvent) -> list[datetime]:
         """When archives got the present object: where there was another before, only by what names this one's ETag."""
