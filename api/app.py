@@ -13,6 +13,7 @@ from api.loopback import LoopbackOnly
 from api.pages import views
 from api.problems import answer_with_problems, documented
 from api.routes import archives, at_risk, experiments, health, images, rejected, stats, status, timesteps
+from api.subject import LogSubject
 from blocks.loopback import is_loopback
 from blocks.settings import MissingSetting, Settings, get_settings
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.api_token is None:
         app.add_middleware(LoopbackOnly, api_url=settings.api_url)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(LogSubject)
     reading = APIRouter(
         dependencies=[Depends(require_reader), Depends(require_few_parameters)],
         responses=documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),

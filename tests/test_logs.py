@@ -10,11 +10,15 @@ from uuid import UUID
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 
 from blocks.event_log import EventLog
 from blocks.logs import log_about, log_as_json
 from blocks.object_store import ObjectStore
+from blocks.proven_object import Image
 from blocks.settings import Settings
+from tests.events import announced, uploaded
+from tests.gateway import record
 from tests.served_api import served
 
 ONE, OTHER = UUID(int=1), UUID(int=2)
@@ -93,3 +97,23 @@ def test_requests_are_logged_without_their_query(
     assert (line["method"], line["status"], line["timestep_id"]) == ("GET", 404, str(ONE))
     assert line["path"] == f"/api/1/timesteps/{ONE}"
     assert "hunter2" not in lines.getvalue()
+
+
+def test_an_error_in_the_middle_of_an_image_names_its_timestep(
+    lines: Lines, settings: Settings, object_store: ObjectStore, event_log: EventLog, engine: Engine
+) -> None:
+    event = announced()
+    content = bytes(3_000_000)
+    etag = object_store.client.put_object(Bucket=settings.bucket, Key=event.key, Body=content)["ETag"].strip('"')
+    image = Image(name="Img/a.tif", offset=0, size=len(content), sha256="ab" * 32)
+    record(engine, event_log, uploaded(event, bucket=settings.bucket, etag=etag, images=[image]))
+    with served(settings) as url:
+        log_as_json(lines)
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(f"{url}/api/1/timesteps/{event.timestep_id}/images/{image.name}")
+        httpx.get(f"{url}/health")
+    found = lines.read_lines()
+    (error,) = (line for line in found if line["level"] == "ERROR")
+    assert "has SHA-256" in error["exc_info"]
+    assert error["timestep_id"] == str(event.timestep_id)
+    assert "timestep_id" not in next(line for line in found if line.get("path") == "/health")
