@@ -16,7 +16,7 @@ from api.deps import Services, ServicesDep, require_surf_archiver
 from api.problems import Problem, documented
 from blocks.bulk import among
 from blocks.messages import LogEvent
-from blocks.surf_archiver import SOURCE, InvalidNotice, Notice, Reading, read_notice
+from blocks.surf_archiver import SOURCE, InvalidNotice, Notice, read_notice
 from blocks.tables import Timestep
 
 logger = logging.getLogger(__name__)
@@ -69,20 +69,21 @@ _EXAMPLE = {
 async def surf_archiver(request: Request, services: ServicesDep) -> Receipt:
     """Append it to the stream; the state-manager applies it. Sending a notice again is harmless."""
     content = await read_body(request, MAX_BODY_BYTES)
+    # A long one takes seconds to read, in which the others are to be answered.
+    return await asyncio.to_thread(_take_in, content, services)
+
+
+def _take_in(content: bytes, services: Services) -> Receipt:
     try:
         reading = read_notice(content, services.settings.bucket)
     except InvalidNotice as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"This is not a notice of surf-archiver: {error}.") from error
-    return await asyncio.to_thread(_append, reading, services)
-
-
-def _append(reading: Reading, services: Services) -> Receipt:
     known = known_timesteps([notice.key for notice in reading.archived], services)
+    told = [notice.model_copy(update={"timestep_id": known.get(notice.key)}) for notice in reading.archived]
+    services.patient_log.append_all([LogEvent.of(notice, SOURCE) for notice in told])
     receipt = Receipt(matched=[], unknown=[], refused=reading.refused)
-    for notice in reading.archived:
-        timestep_id = known.get(notice.key)
-        services.patient_log.append(LogEvent.of(notice.model_copy(update={"timestep_id": timestep_id}), SOURCE))
-        (receipt.matched if timestep_id else receipt.unknown).append(notice.key)
+    for notice in told:
+        (receipt.matched if notice.timestep_id else receipt.unknown).append(notice.key)
     logger.info(
         "surf-archiver's notice: %d keys matched, %d unknown, %d entries refused",
         len(receipt.matched),

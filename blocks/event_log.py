@@ -1,7 +1,7 @@
 """The Redis stream: the one append-only log of everything that happened to a timestep."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Self, cast
 
@@ -36,6 +36,8 @@ __all__ = ["GROUPS", "Backlog", "DeadLetters", "Entry", "EventLog", "Group", "Gr
 # How long an event's id is remembered so that it is not appended twice. Readers ignore a second
 # one anyway, so this only keeps the log short.
 _REMEMBER_SECONDS = 30 * 24 * 3600
+
+_APPENDED_AT_ONCE = 500
 
 _APPEND_ONCE = """
 local known = redis.call('GET', KEYS[2])
@@ -140,9 +142,23 @@ class EventLog(Block):
         Returns:
             The id of its entry in the stream.
         """
+        return cast(str, self.redis.eval(*self._append_once(event)))
+
+    def append_all(self, events: Sequence[LogEvent]) -> None:
+        """Append events in this order, each once, many per round trip.
+
+        Where Redis goes away meanwhile, some may be there: doing it again appends the others.
+        """
+        for start in range(0, len(events), _APPENDED_AT_ONCE):
+            with self.redis.pipeline(transaction=False) as pipeline:
+                for event in events[start : start + _APPENDED_AT_ONCE]:
+                    pipeline.eval(*self._append_once(event))
+                pipeline.execute()
+
+    def _append_once(self, event: LogEvent) -> tuple[str, int, *tuple[str, ...]]:
         keys = (self.stream, f"{self.stream}:appended:{event.id}")
-        arguments = (event.model_dump_json(), event.type, event.subject or "", str(_REMEMBER_SECONDS))
-        return cast(str, self.redis.eval(_APPEND_ONCE, len(keys), *keys, *arguments))
+        content = (event.model_dump_json(), event.type, event.subject or "")
+        return (_APPEND_ONCE, len(keys), *keys, *content, str(_REMEMBER_SECONDS))
 
     def repeat(self, event: LogEvent) -> str:
         """Append an event that is there already, so that what it asks for is done once more.

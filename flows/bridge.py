@@ -98,21 +98,20 @@ async def _bridge(settings: Settings, log: EventLog) -> None:
 async def _take_in(message: "AbstractIncomingMessage", channel: "AbstractChannel", bucket: str, log: EventLog) -> None:
     """Acknowledge a message once everything in it that makes sense is in the stream, and the rest is kept."""
     try:
-        reading = read_notice(message.body, bucket)
+        reading = await asyncio.to_thread(read_notice, message.body, bucket)
     except InvalidNotice as error:
         reading = Reading(refused=[str(error)])
-    for archived in reading.archived:
-        await _append(LogEvent.of(archived, SOURCE), log)
+    await _append([LogEvent.of(archived, SOURCE) for archived in reading.archived], log)
     if reading.refused:
         await _keep(message, "; ".join(reading.refused), channel)
     await message.ack()
     logger.info("surf-archiver's notice: %d keys, %d refused", len(reading.archived), len(reading.refused))
 
 
-async def _append(event: LogEvent, log: EventLog) -> None:
+async def _append(events: list[LogEvent], log: EventLog) -> None:
     while True:
         try:
-            await asyncio.to_thread(log.append, event)
+            await asyncio.to_thread(log.append_all, events)
         except RedisError as error:
             logger.warning("surf-archiver's notice waits, because Redis is away: %s", error)
             await asyncio.sleep(2)

@@ -2,8 +2,10 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +24,7 @@ from blocks.event_log import EventLog
 from blocks.messages import Archived
 from blocks.object_store import ObjectStore
 from blocks.settings import MissingSetting, Settings
+from blocks.surf_archiver import Reading, read_notice
 from flows.record import record_waiting
 from tests.events import announced, archived, failed, ingested, rejected, uploaded
 from tests.gateway import problem, record
@@ -423,6 +426,28 @@ def test_of_more_keys_than_a_statement_has_parameters_each_known_one_is_found(
     keys = [*(f"images/{number}.tar" for number in range(70_000)), event.key]
     assert known_timesteps(keys, services) == {event.key: event.timestep_id}
     services.close()
+
+
+def test_a_long_notice_keeps_nobody_waiting(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, answered = threading.Event(), threading.Event()
+
+    def read_slowly(content: bytes, bucket: str) -> Reading:
+        reading.set()
+        assert answered.wait(20)
+        return read_notice(content, bucket)
+
+    monkeypatch.setattr("api.webhook.read_notice", read_slowly)
+    tokens = {"webhook_token": SecretStr(WEBHOOK_TOKEN)}
+    keys = [f"images/{number}.tar" for number in range(1200)]
+    with served(settings.model_copy(update=tokens)) as url, ThreadPoolExecutor(1) as thread:
+        sent = thread.submit(httpx.post, url + WEBHOOK, json=notice(*keys), headers=bearer(WEBHOOK_TOKEN), timeout=30)
+        assert reading.wait(20)
+        assert httpx.get(f"{url}/health", timeout=10).status_code == 200
+        answered.set()
+        assert sent.result(30).json() == {"matched": [], "unknown": keys, "refused": []}
+    assert event_log.redis.xlen(event_log.stream) == len(keys)
 
 
 def test_a_notice_is_kept_while_the_database_is_away(

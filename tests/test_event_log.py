@@ -48,6 +48,17 @@ def test_an_event_is_appended_once(event_log: EventLog) -> None:
     assert entries[0].fields["timestep_id"] == str(event.timestep_id)
 
 
+def test_many_events_are_appended_in_their_order_and_once(event_log: EventLog) -> None:
+    wanted = events(1100)
+    event_log.append(wanted[700])
+    for _ in range(2):
+        event_log.append_all(wanted)
+    entries = [entry for page in event_log.pages(500) for entry in page]
+    assert [entry.decode().id for entry in entries] == [
+        event.id for event in [wanted[700], *wanted[:700], *wanted[701:]]
+    ]
+
+
 def test_many_writers_of_the_same_events_append_each_once(event_log: EventLog) -> None:
     wanted = events(20)
     writers = [EventLog(url=event_log.url) for _ in range(8)]
