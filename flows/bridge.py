@@ -82,7 +82,8 @@ async def _bridge(settings: Settings, log: EventLog) -> None:
     from aio_pika import ExchangeType
 
     async with await _connect(settings) as connection:
-        channel = await connection.channel()
+        # What finds no queue of dead letters is not acknowledged: both begin anew, when the queue is declared.
+        channel = await connection.channel(on_return_raises=True)
         await channel.set_qos(prefetch_count=10)
         # As surf-archiver declares it; it is gone whenever the broker restarts, our queues are not.
         exchange = await channel.declare_exchange(EXCHANGE, ExchangeType.FANOUT)

@@ -141,6 +141,30 @@ def test_what_makes_sense_gets_into_the_stream_and_the_rest_is_kept(bridged: Set
     assert {archived.job_id for archived in said(event_log)} == {job}
 
 
+def test_what_can_not_be_used_is_kept_also_where_its_queue_was_deleted(bridged: Settings, event_log: EventLog) -> None:
+    async def test() -> None:
+        async with bridging(bridged, event_log) as channel:
+            await channel.queue_delete(DEAD_LETTERS)
+            await publish(channel, b"no JSON at all")
+            kept: list[bytes] = []
+
+            async def is_kept() -> bool:
+                try:
+                    async with await aio_pika.connect(url) as connection:
+                        dead_letters = await (await connection.channel()).declare_queue(DEAD_LETTERS, passive=True)
+                        message = await dead_letters.get(fail=False)
+                        kept.extend([message.body] if message else [])
+                except aio_pika.exceptions.ChannelNotFoundEntity:
+                    pass  # nobody has declared it again as yet
+                return bool(kept)
+
+            await until(is_kept)
+            assert kept == [b"no JSON at all"]
+
+    url = bridged.rabbitmq_url.get_secret_value() if bridged.rabbitmq_url else ""
+    asyncio.run(test())
+
+
 def test_a_message_stays_in_the_queue_until_it_is_in_the_stream(bridged: Settings, event_log: EventLog) -> None:
     async def test() -> None:
         away = EventLog(url=SecretStr("redis://127.0.0.1:1/0"))
