@@ -147,18 +147,36 @@ class Runs:
         return _driven(again, LOOK_AGAIN_SECONDS) if again else None
 
     async def run_once(self, name: str, parameters: dict[str, Any], patience: float = 120.0) -> State[Any] | None:
-        """Have a run of its own do something now; returns its state at the end, or when patience ends."""
+        """Have a run of its own do something now; returns its state at the end, None of one that was deleted.
+
+        It is waited for however long it takes, as another one beside it would do the same work. Only where it was
+        executed here and is over, its state may stay what it was: that is returned when patience ends.
+
+        Args:
+            patience: so often (seconds) it is said that the run is not over.
+        """
         ended = asyncio.Event()
-        run = await self._start(_Wanted(name, parameters, [], None), str(uuid4()), ended.set)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
+        run = cast(FlowRun, await self._start(_Wanted(name, parameters, [], None), str(uuid4()), ended.set))
+        said = time.monotonic()
+        while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), timeout=0.5)
-            # Where it is executed here, this is asked only once.
-            run = await self._client.read_flow_run(cast(FlowRun, run).id)
+            try:
+                # Where it is executed here, this is asked only once.
+                run = await self._client.read_flow_run(run.id)
+            except ObjectNotFound:
+                return None
+            except httpx.HTTPError as error:
+                logger.warning("It can't be asked how the run %s is doing: %s", name, error)
             if run.state is not None and run.state.is_final():
-                break
-        return run.state if run else None
+                return run.state
+            if time.monotonic() - said > patience:
+                if ended.is_set():
+                    return run.state
+                logger.error("The run %s is waited for, and is %s", name, run.state and run.state.name)
+                said = time.monotonic()
+            if ended.is_set():
+                await asyncio.sleep(0.5)
 
     async def _start(
         self, wanted: _Wanted, key: str, on_end: Callable[[], None], *, may_begin: bool = True, may_queue: bool = True

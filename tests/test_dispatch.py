@@ -95,6 +95,43 @@ def test_a_run_that_is_wanted_waits_for_no_question_about_its_deployment(
     asyncio.run(test())
 
 
+def test_a_run_of_its_own_is_waited_for_until_it_is_over(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with get_client() as client, get_client() as other:
+            read, asked = client.read_flow_run, asyncio.Queue[UUID]()
+
+            async def read_flow_run(id: UUID) -> FlowRun:
+                asked.put_nowait(id)
+                if asked.qsize() == 2:
+                    raise httpx.ConnectError("Prefect is away")
+                return await read(id)
+
+            monkeypatch.setattr(client, "read_flow_run", read_flow_run)
+            parameters = {"system": "prince", "event_file": "events/1.json"}
+            endings: tuple[State[Any] | None, ...] = (Completed(), None)
+            for state in endings:
+                once = runs_by(client, event_log).run_once("record events of test", parameters, patience=0.1)
+                waiting = asyncio.create_task(once)
+                before = asked.qsize()
+                async with asyncio.timeout(20):
+                    while asked.qsize() < before + 4:  # noqa: ASYNC110 -- long after its patience
+                        await asyncio.sleep(0.05)
+                assert not waiting.done()
+                run_id = next(run.id for run in await other.read_flow_runs() if not cast(State, run.state).is_final())
+                if state:
+                    await other.set_flow_run_state(run_id, state, force=True)
+                else:
+                    await other.delete_flow_run(run_id)
+                end = await asyncio.wait_for(waiting, 20)
+                assert (end and end.type) == (state and state.type)
+            assert len(await other.read_flow_runs()) == 1
+
+    asyncio.run(test())
+    assert "The run record events of test is waited for, and is Scheduled" in caplog.messages
+
+
 def test_work_that_is_not_done_gets_another_run_once_its_run_ended(
     prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
