@@ -41,7 +41,7 @@ _APPENDED_AT_ONCE = 500
 
 _APPEND_ONCE = """
 local known = redis.call('GET', KEYS[2])
-if known then return known end
+if known and #redis.call('XRANGE', KEYS[1], known, known) > 0 then return known end
 local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'type', ARGV[2], 'timestep_id', ARGV[3])
 redis.call('SET', KEYS[2], id, 'EX', ARGV[4])
 return id
@@ -138,6 +138,8 @@ class EventLog(Block):
 
     def append(self, event: LogEvent) -> str:
         """Append an event, once: if it is there already, its first entry stands.
+
+        One that was trimmed is appended anew: a database may have been restored that lacks it.
 
         Returns:
             The id of its entry in the stream.

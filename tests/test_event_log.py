@@ -48,6 +48,15 @@ def test_an_event_is_appended_once(event_log: EventLog) -> None:
     assert entries[0].fields["timestep_id"] == str(event.timestep_id)
 
 
+def test_an_event_that_was_trimmed_is_appended_anew(event_log: EventLog) -> None:
+    event = events(1)[0]
+    first = event_log.append(event)
+    event_log.redis.xtrim(event_log.stream, maxlen=0)
+    again = event_log.append(event)
+    assert again == event_log.append(event) != first
+    assert ids(read(event_log)) == [again]
+
+
 def test_many_events_are_appended_in_their_order_and_once(event_log: EventLog) -> None:
     wanted = events(1100)
     event_log.append(wanted[700])
