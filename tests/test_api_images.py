@@ -18,7 +18,7 @@ from blocks.bundle import Bundle
 from blocks.event_log import EventLog
 from blocks.object_store import ObjectStore, StoredObject
 from blocks.settings import Settings
-from tests.events import announced, ingested, uploaded
+from tests.events import announced, archived, ingested, uploaded
 from tests.gateway import pages, problem, record
 
 SIZES = {"Img/Img_r00_c00.tif": 2_500_000, "Img/Img_r00_c01.tif": 1000, "Img/empty.tif": 0, "Img/notes.html": 20}
@@ -224,3 +224,23 @@ def test_what_was_uploaded_into_another_bucket_is_found_there(
 def test_a_missing_object_is_said(client: TestClient, sent: Sent, object_store: ObjectStore) -> None:
     object_store.client.delete_object(Bucket=object_store.bucket_name, Key=sent.key)
     problem(client.get(f"{sent.path}/Img/Img_r00_c01.tif"), 502)
+
+
+def test_an_object_that_was_deleted_since_it_is_on_tape_is_no_fault(
+    client: TestClient,
+    sent: Sent,
+    engine: Engine,
+    event_log: EventLog,
+    object_store: ObjectStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    record(engine, event_log, archived(sent.key, "images/on/tape.tar"))
+    url = f"{sent.path}/Img/Img_r00_c01.tif"
+    object_store.client.put_object(Bucket=object_store.bucket_name, Key=sent.key, Body=b"another")
+    problem(client.get(url), 502)
+    caplog.clear()
+    object_store.client.delete_object(Bucket=object_store.bucket_name, Key=sent.key)
+    assert problem(client.get(url), 404) == (
+        "Its object is no longer in the bucket; it is on tape in images/on/tape.tar."
+    )
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -23,7 +23,7 @@ from blocks.settings import Settings, get_settings
 from flows.cli import main
 from flows.client.download import Downloader, DownloadError
 from flows.client.gateway import Gateway, RemoteTimestep
-from tests.events import announced, failed, ingested, uploaded
+from tests.events import announced, archived, failed, ingested, uploaded
 from tests.faulty_proxy import FaultyProxy, Refuse, Truncate
 from tests.gateway import record
 from tests.served_api import served
@@ -208,6 +208,17 @@ def ranged(head: bytes) -> int:
     return int(line.partition(b"bytes=")[2].removesuffix(b"-"))
 
 
+def test_what_is_only_on_tape_is_said_to_be_there(
+    api_url: str, send: Send, engine: Engine, event_log: EventLog, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    event = send()
+    record(engine, event_log, archived(event.key, "images/on/tape.tar"))
+    gateway, (timestep,) = remote(api_url)
+    object_store.client.delete_object(Bucket=object_store.bucket_name, Key=event.key)
+    with pytest.raises(DownloadError, match=r"is no longer in the bucket; it is on tape in images/on/tape\.tar"):
+        Downloader(gateway, tmp_path / "dest").fetch(timestep)
+
+
 def test_the_next_command_goes_on_with_what_an_interrupted_one_left(
     api_url: str, send: Send, object_store: ObjectStore, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
@@ -216,7 +227,7 @@ def test_the_next_command_goes_on_with_what_an_interrupted_one_left(
     proxy.plan(Truncate(), "GET")
     proxy.plan(Refuse(404, "NoSuchKey"), "GET")
     downloader = Downloader(gateway, tmp_path / "dest")
-    with pytest.raises(DownloadError, match="answers 404"):
+    with pytest.raises(DownloadError, match="is no longer in the bucket, and no tape has it"):
         downloader.fetch(timestep)
     (part,) = (tmp_path / "dest" / event.key).parent.iterdir()
     fetched = part.stat().st_size

@@ -16,7 +16,7 @@ from api.deps import SessionDep, StoreDep
 from api.head import is_head
 from api.paging import Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
-from api.routes.timesteps import find_timestep, find_uploaded
+from api.routes.timesteps import archives_with, find_timestep, find_uploaded
 from api.schemas import Sha256, TimestepPath
 from blocks.object_errors import NotStored
 from blocks.tables import TimestepImage
@@ -116,7 +116,16 @@ def image(
         return Response(status_code=status, headers=headers)
     stored = store.read_range(key, image.offset + part.start, image.offset + part.stop, if_match=timestep.etag)
     # The first chunk is fetched now: when it can't be, there is still time to say so.
-    chunks = _from(next(stored, b""), stored)
+    try:
+        chunks = _from(next(stored, b""), stored)
+    except NotStored:
+        if timestep.archived_at is None or store.head(key) is not None:
+            raise
+        # As the bucket's lifecycle rules want it.
+        paths = ", ".join(archive.path for archive in archives_with(session, key))
+        raise Problem(
+            HTTPStatus.NOT_FOUND, f"Its object is no longer in the bucket; it is on tape in {paths}."
+        ) from None
     return StreamingResponse(
         chunks if part != whole else _proven(chunks, image, key), status_code=status, headers=headers
     )

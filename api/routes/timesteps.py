@@ -118,7 +118,7 @@ def timestep(timestep_id: TimestepPath, session: SessionDep, services: ServicesD
 def describe(session: Session, timestep: Timestep, services: Services) -> TimestepDetail:
     """All that is known of a timestep. The session is given back before object storage is asked."""
     history = [HistoryEvent.of(event) for event in _said_of(session, timestep)]
-    references = list(_archives_with(session, timestep.key)) if timestep.key else []
+    references = list(archives_with(session, timestep.key)) if timestep.key else []
     kept = list(what_keeps(timestep.id, session, services))
     columns = {**timestep.model_dump(), "timestep_id": timestep.id}
     session.close()
@@ -143,7 +143,8 @@ def _said_of(session: Session, timestep: Timestep) -> Iterable[TimestepEvent]:
     return session.exec(select(event).where(about).order_by(col(event.time), col(event.id)))
 
 
-def _archives_with(session: Session, key: str) -> Iterator[ArchiveReference]:
+def archives_with(session: Session, key: str) -> Iterator[ArchiveReference]:
+    """The archives on tape that an object is in, the first one first."""
     for id, path, at in session.exec(
         select(Archive.id, Archive.path, ArchiveMember.archived_at)
         .where(col(ArchiveMember.archive_id) == col(Archive.id), col(ArchiveMember.key) == key)

@@ -17,7 +17,7 @@ from blocks.errors import ArchiverError
 from blocks.object_errors import ObjectStoreError
 from blocks.retry import Patience, Transient
 from blocks.verification import find_differences
-from flows.client.gateway import TIMEOUT, Gateway, GatewayAway, RemoteTimestep
+from flows.client.gateway import TIMEOUT, Gateway, GatewayAway, GatewayError, RemoteTimestep
 
 _READ_BYTES = 1 << 20
 _PATIENCE = Patience(give_up_after=60)
@@ -103,12 +103,24 @@ class Downloader:
                 self.progress(len(chunk))
         except _NotThatPart:
             self._begin_again(file)
+        except _Gone as error:
+            raise DownloadError(f"{timestep.key} {self._where_it_went(timestep)}") from error
         except GatewayAway as error:
             raise Transient(str(error)) from error
         except httpx.TransportError as error:
             cause = str(error) or type(error).__name__
         if _size(file) == before:
             raise Transient(cause)
+
+    def _where_it_went(self, timestep: RemoteTimestep) -> str:
+        """As a lifecycle rule of the bucket deletes objects, once they are on tape."""
+        try:
+            archives = self.gateway.archives_of(timestep)
+        except GatewayError as error:
+            return f"is no longer in the bucket; whether it is on tape can't be told: {error}"
+        if archives:
+            return f"is no longer in the bucket; it is on tape in {', '.join(archives)}"
+        return "is no longer in the bucket, and no tape has it; an operator must look"
 
     def _is_here(self, path: Path, timestep: RemoteTimestep) -> bool:
         """Whether the file was proven before, and has not been touched since or is the same all the same."""
@@ -168,6 +180,10 @@ class _NotThatPart(Exception):
     """The store did not give the part that was asked for."""
 
 
+class _Gone(Exception):
+    """The store has no such object."""
+
+
 def _read_from(client: httpx.Client, url: str, start: int, timestep: RemoteTimestep) -> Iterator[bytes]:
     headers = {"Range": f"bytes={start}-", "If-Match": f'"{timestep.etag}"', "Accept-Encoding": "identity"}
     with client.stream("GET", url, headers=headers) as answer:
@@ -178,6 +194,8 @@ def _read_from(client: httpx.Client, url: str, start: int, timestep: RemoteTimes
             raise _NotThatPart
         if status in _PASSING:
             raise Transient(f"the store answers {status}")
+        if status == HTTPStatus.NOT_FOUND:
+            raise _Gone
         if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             raise DownloadError(f"{timestep.key} can't be fetched: the store answers {status}")
         yield from answer.iter_raw()

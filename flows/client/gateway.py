@@ -120,6 +120,15 @@ class Gateway:
         path = f"/api/1/timesteps/{timestep.timestep_id}/download"
         return self.ask(path, accept=HTTPStatus.TEMPORARY_REDIRECT).headers["location"]
 
+    def archives_of(self, timestep: RemoteTimestep) -> list[str]:
+        """The archives on tape that the object is in; none where they have another one with its key only.
+
+        Raises:
+            GatewayError: when it can't be asked.
+        """
+        known = self.ask(f"/api/1/timesteps/{timestep.timestep_id}").json()
+        return [str(archive["path"]) for archive in known["archives"] if known["state"] == "archived"]
+
 
 def _detail(answer: httpx.Response) -> str:
     try:
