@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlalchemy import Select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlmodel import Session, col, func, select
 
 from api.deps import Services
@@ -19,7 +20,7 @@ from api.paging import COUNT_LIMIT
 from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
 from api.warnings import DiskRow, FlightCheckRow, SilentSystemRow
 from blocks.errors import ArchiverError
-from blocks.event_log import GROUPS, EventLog, Group
+from blocks.event_log import EventLog
 from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally, of_microscopes
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,13 @@ class DeadLetterRow(BaseModel):
 class GroupStatus(BaseModel):
     """How far one reader of the stream is."""
 
-    group: str = Field(description="Who reads.", examples=["upload-worker"])
+    group: str = Field(
+        description="Who reads: also who is none of ours, as what it has not read is kept.", examples=["upload-worker"]
+    )
     waiting: int = Field(description="Entries it has not taken.", examples=[3])
+    has_more: bool = Field(
+        description="Whether more than `waiting` are: a Redis before 7 does not count them itself.", examples=[False]
+    )
     in_progress: int = Field(description="Entries it has taken and not finished.", examples=[1])
     dead_letters: int = Field(description="Entries it has set aside.", examples=[0])
     oldest_waiting_seconds: float | None = Field(
@@ -143,7 +149,7 @@ def read_status(services: Services) -> Status:
         oldest_event_file_seconds={},
     )
     try:
-        status.groups = [_read_group(services.log, group, now) for group in GROUPS]
+        status.groups = [_read_group(services.log, group, now) for group in services.log.group_names()]
         recent = [seen for seen in services.log.systems.all() if seen.is_recent(now)]
         status.event_files_waiting = sum(seen.waiting for seen in recent) if recent else None
         status.oldest_event_file_seconds = {seen.name: _age(seen.waiting_since, now) or 0.0 for seen in recent}
@@ -155,18 +161,19 @@ def read_status(services: Services) -> Status:
     try:
         with Session(services.engine) as session:
             status.state = _read_state(services, session, status)
-    except OperationalError as error:
-        logger.warning("The database can't be asked how the system does: %s", error.orig)
+    except (OperationalError, NoConnectionFree) as error:
+        logger.warning("The database can't be asked how the system does: %s", getattr(error, "orig", None) or error)
         status.problems.append("The database can't be reached.")
     return status
 
 
-def _read_group(log: EventLog, group: Group, now: datetime) -> GroupStatus:
+def _read_group(log: EventLog, group: str, now: datetime) -> GroupStatus:
     backlog = log.backlog(group)
     letters = log.dead_letters(group).newest(DEAD_LETTERS_SHOWN) if backlog.set_aside else []
     return GroupStatus(
         group=group,
         waiting=backlog.waiting,
+        has_more=backlog.has_more,
         in_progress=backlog.in_progress,
         dead_letters=backlog.set_aside,
         oldest_waiting_seconds=_age(backlog.oldest_at, now),

@@ -11,6 +11,9 @@ from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Group, place_of
 from blocks.errors import ArchiverError
 
+# Entries are counted one by one up to here: it keeps everybody else from Redis meanwhile.
+COUNTED = 10_000
+
 # Counted where the entries are: many of them are large.
 _COUNT_BEHIND = """
 local count, last = 0, ARGV[1]
@@ -18,7 +21,7 @@ repeat
     local page = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 500)
     count = count + #page
     if #page > 0 then last = page[#page][1] end
-until #page < 500
+until #page < 500 or count > tonumber(ARGV[2])
 return count
 """
 
@@ -37,19 +40,23 @@ class Backlog:
     waiting: int
     in_progress: int
     set_aside: int
+    has_more: bool = False
+    """Whether more are waiting than were counted."""
     oldest_at: datetime | None = field(default=None, compare=False)
     """When the oldest entry that the group has not acknowledged was appended; None where there is none."""
 
 
-def read_backlog(connection: redis.Redis, stream: str, group: Group) -> Backlog:
+def read_backlog(connection: redis.Redis, stream: str, group: str) -> Backlog:
     """How many entries a group has not taken, not finished, and set aside.
 
     Raises:
         GroupMissing: when nobody set the stream up.
     """
     info = _find_group(connection, stream, group)
+    waiting, has_more = _count_behind(connection, stream, info)
     return Backlog(
-        waiting=_count_behind(connection, stream, info),
+        waiting=waiting,
+        has_more=has_more,
         in_progress=int(info["pending"]),
         set_aside=len(DeadLetters(connection, stream, group)),
         oldest_at=_oldest_behind(connection, stream, info),
@@ -76,24 +83,31 @@ def last_delivered(connection: redis.Redis, stream: str, group: Group) -> str:
     return str(_find_group(connection, stream, group)["last-delivered-id"])
 
 
-def no_such_group(stream: str, group: Group) -> GroupMissing:
+def no_such_group(stream: str, group: str) -> GroupMissing:
     """What to raise when the stream lacks a group."""
     return GroupMissing(f"the stream {stream} has no group {group}; run `archiver init`")
 
 
-def _find_group(connection: redis.Redis, stream: str, group: Group) -> GroupInfo:
-    for info in cast(list[dict[str, int | str]], connection.xinfo_groups(stream)):
+def group_names(connection: redis.Redis, stream: str) -> list[str]:
+    """Who reads the stream: ours first, then foreign ones by their names."""
+    found = {str(info["name"]) for info in cast(list[GroupInfo], connection.xinfo_groups(stream))}
+    return [*GROUPS, *sorted(found.difference(GROUPS))]
+
+
+def _find_group(connection: redis.Redis, stream: str, group: str) -> GroupInfo:
+    for info in cast(list[GroupInfo], connection.xinfo_groups(stream)):
         if info["name"] == group:
             return info
     raise no_such_group(stream, group)
 
 
-def _count_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> int:
+def _count_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> tuple[int, bool]:
+    """How many entries a group has not taken, and whether there are more."""
     # Redis 7 counts the lag itself, mostly; 6.2 leaves that to us.
-    lag = group.get("lag")
-    if lag is None:
-        lag = cast(int, connection.eval(_COUNT_BEHIND, 1, stream, str(group["last-delivered-id"])))
-    return int(lag)
+    if (lag := group.get("lag")) is not None:
+        return int(lag), False
+    counted = cast(int, connection.eval(_COUNT_BEHIND, 1, stream, str(group["last-delivered-id"]), str(COUNTED)))
+    return min(counted, COUNTED), counted > COUNTED
 
 
 def _oldest_behind(connection: redis.Redis, stream: str, group: GroupInfo) -> datetime | None:

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import redis
 
-from blocks.entry import Entry, Group
+from blocks.entry import Entry
 
 # Pending again for the group, and idle for so long that whoever looks next takes it over at once.
 _REDRIVE = """
@@ -53,7 +53,7 @@ class DeadLetter:
 class DeadLetters:
     """What a group has set aside. It lives beside the log, in the same Redis."""
 
-    def __init__(self, connection: redis.Redis, stream: str, group: Group) -> None:
+    def __init__(self, connection: redis.Redis, stream: str, group: str) -> None:
         self._redis = connection
         self._stream = stream
         self._group = group

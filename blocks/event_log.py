@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from blocks.absent_consumers import take_from_absent
 from blocks.audit_outcome import AuditOutcomes
-from blocks.backlog import Backlog, GroupMissing, has_work, last_delivered, no_such_group, read_backlog
+from blocks.backlog import Backlog, GroupMissing, group_names, has_work, last_delivered, no_such_group, read_backlog
 from blocks.dead_letters import DeadLetters
 from blocks.entry import GROUPS, Entry, Group, UnreadableEntry
 from blocks.event_register import EventFileRegister
@@ -264,7 +264,7 @@ class EventLog(Block):
         if ids:
             self.redis.xack(self.stream, group, *ids)
 
-    def dead_letters(self, group: Group) -> DeadLetters:
+    def dead_letters(self, group: str) -> DeadLetters:
         """What the group has set aside because it can't be worked on."""
         return DeadLetters(self.redis, self.stream, group)
 
@@ -272,7 +272,11 @@ class EventLog(Block):
         """Whether there is an entry that the group has not acknowledged."""
         return has_work(self.redis, self.stream, group)
 
-    def backlog(self, group: Group) -> Backlog:
+    def group_names(self) -> list[str]:
+        """Who reads the stream: ours first, then foreign ones, from before which nothing is trimmed either."""
+        return group_names(self.redis, self.stream)
+
+    def backlog(self, group: str) -> Backlog:
         """How far the group is behind the end of the stream."""
         return read_backlog(self.redis, self.stream, group)
 

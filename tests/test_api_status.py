@@ -62,6 +62,21 @@ def busy(engine: Engine, event_log: EventLog, client: TestClient) -> TestClient:
     return client
 
 
+def test_who_else_reads_the_stream_is_told(busy: TestClient, event_log: EventLog) -> None:
+    before = read_metrics(busy)
+    event_log.redis.xgroup_create(event_log.stream, "somebody-else", id="0")
+    entries = event_log.redis.xlen(event_log.stream)
+    after = read_metrics(busy)
+    assert after["archiver_group_waiting somebody-else"] == entries
+    assert after["archiver_group_oldest_waiting_seconds somebody-else"] >= 0
+    assert {name: after[name] for name in before if "group_waiting" in name} == {
+        name: value for name, value in before.items() if "group_waiting" in name
+    }
+    groups = busy.get("/api/1/status").json()["groups"]
+    assert [group["group"] for group in groups] == ["upload-worker", "state-manager", "somebody-else"]
+    assert "entries for somebody-else" in busy.get("/").text
+
+
 def test_the_status_tells_what_needs_a_hand(busy: TestClient) -> None:
     status = busy.get("/api/1/status").json()
     assert status["problems"] == []

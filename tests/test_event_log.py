@@ -241,6 +241,16 @@ def test_dead_letters_tell_their_reasons_newest_first(event_log: EventLog) -> No
     assert event_log.dead_letters("state-manager").newest(2) == []
 
 
+def test_a_long_backlog_is_not_counted_to_its_end(event_log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blocks.backlog.COUNTED", 1000)
+    event_log.append_all(events(1000))
+    assert event_log.backlog("upload-worker") == Backlog(1000, 0, 0)
+    event_log.append_all(events(1000))
+    info = event_log.redis.xinfo_groups(event_log.stream)[0]
+    assert "lag" not in info  # a Redis that counts itself would tell all of them
+    assert event_log.backlog("upload-worker") == Backlog(1000, 0, 0, has_more=True)
+
+
 def test_the_backlog(event_log: EventLog) -> None:
     def state() -> tuple[Backlog, bool]:
         return event_log.backlog("upload-worker"), event_log.has_work("upload-worker")

@@ -92,8 +92,10 @@ def _state_table(state: Mapping[str, Any], event_files_waiting: int | None) -> T
 def _group_table(groups: list[Mapping[str, Any]]) -> Table:
     table = Table("reader of the stream", "waiting", "in progress", "set aside", "oldest since", box=None)
     for group in groups:
-        counts = (f"{group[name]:,}" for name in ("waiting", "in_progress", "dead_letters"))
-        table.add_row(group["group"], *counts, _duration(group["oldest_waiting_seconds"]))
+        # An API of the release before does not say.
+        more = "more than " if group.get("has_more") else ""
+        waiting, *others = (f"{group[name]:,}" for name in ("waiting", "in_progress", "dead_letters"))
+        table.add_row(group["group"], more + waiting, *others, _duration(group["oldest_waiting_seconds"]))
     return table
 
 
