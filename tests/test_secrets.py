@@ -139,6 +139,15 @@ def test_an_address_that_would_be_taken_apart_in_its_password_is_refused_without
     assert secrets_in(str(invalid.value)) == []
 
 
+@pytest.mark.parametrize("setting", ["api_url", "aws_endpoint_url", "prefect_api_url", "prefect_ui_url"])
+def test_an_address_that_is_shown_has_no_password(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setenv(Settings.variable(setting), f"https://archiver:{SECRETS['prefect']}@somewhere.example/api")
+    with closing(_Uncached()), pytest.raises(InvalidSetting, match="PREFECT_API_AUTH_STRING") as refused:
+        get_settings()
+    assert Settings.variable(setting) in str(refused.value)
+    assert secrets_in(str(refused.value)) == []
+
+
 class _Uncached:
     """Settings that are read anew, before and after."""
 
