@@ -1,14 +1,11 @@
 """The early warnings, as the API tells them."""
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Self, TypeVar
+from typing import Self
 
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
 from sqlmodel import Session
 
 from blocks.disk_outlook import DiskOutlook
@@ -16,13 +13,10 @@ from blocks.early_warnings import EarlyWarnings, SilentSystem
 from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRules
 from blocks.flight_outcome import FlightOutcome, Verdict
+from blocks.redis_answers import AUDITS, FLIGHTS, MEMORY, SYSTEMS, UPLOADERS, RedisAnswers
 from blocks.system_seen import SystemSeen
 
-logger = logging.getLogger(__name__)
-
 REMEMBER_SECONDS = 10.0
-
-T = TypeVar("T")
 
 
 class SilentSystemRow(BaseModel):
@@ -108,35 +102,21 @@ class Warnings:
     def read(self, session: Session, now: datetime) -> EarlyWarnings:
         """All of them; without those that Redis tells of while it is away."""
         if self._known is None or time.monotonic() >= self._good_until:
-            early = EarlyWarnings.of(
+            ask, log = RedisAnswers().ask, self._log
+            self._known = EarlyWarnings.of(
                 session,
-                self._systems(),
+                ask(log.systems.all, [], SYSTEMS),
                 self._rules.read(),
                 now,
-                _asked(lambda: self._log.flights.last(), None, "how the last flight check ended"),
-                self._not_uploading,
-                _asked(lambda: self._log.memory, None, "how full it is"),
-                _asked(lambda: self._log.audits.last(), [], "what the last audits left"),
+                ask(log.flights.last, None, FLIGHTS),
+                lambda systems: ask(lambda: log.reach.not_uploading(systems), set(), UPLOADERS),
+                ask(lambda: log.memory, None, MEMORY),
+                ask(log.audits.last, [], AUDITS),
             )
-            self._known = early
             self._good_until = time.monotonic() + REMEMBER_SECONDS
         return self._known
 
     def names(self) -> dict[str, str]:
         """What people call each system; none while Redis is away."""
-        return {seen.name: seen.display_name for seen in self._systems()}
-
-    def _systems(self) -> list[SystemSeen]:
-        return _asked(lambda: self._log.systems.all(), [], "what was seen of the systems")
-
-    def _not_uploading(self, systems: Iterable[str]) -> set[str]:
-        return _asked(lambda: self._log.reach.not_uploading(systems), set(), "who uploads")
-
-
-def _asked(ask: Callable[[], T], otherwise: T, what: str) -> T:
-    """What Redis answers, or something else while it is away."""
-    try:
-        return ask()
-    except RedisError as error:
-        logger.warning("Redis can't be asked %s: %s", what, error)
-        return otherwise
+        systems: list[SystemSeen] = RedisAnswers().ask(self._log.systems.all, [], SYSTEMS)
+        return {seen.name: seen.display_name for seen in systems}

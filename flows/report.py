@@ -16,6 +16,7 @@ from blocks.event_log import EventLog
 from blocks.expiry import ExpiryRule, ExpiryRules
 from blocks.flight_outcome import FlightOutcome
 from blocks.object_store import ObjectStore
+from blocks.redis_answers import AUDITS, FLIGHTS, MEMORY, SYSTEMS, UPLOADERS, RedisAnswers
 from blocks.redis_memory import RedisMemory
 from blocks.settings import get_settings
 from blocks.system_seen import SystemSeen
@@ -47,15 +48,17 @@ def _report(now: datetime) -> str:
     engine = create_engine(settings)
     try:
         with closing(EventLog.from_settings(settings)) as log:
+            redis = RedisAnswers()
             return report(
                 engine,
                 now,
-                log.systems.all(),
+                redis.ask(log.systems.all, [], SYSTEMS),
                 rules,
-                log.flights.last(),
-                log.reach.not_uploading,
-                log.memory,
-                log.audits.last(),
+                redis.ask(log.flights.last, None, FLIGHTS),
+                lambda systems: redis.ask(lambda: log.reach.not_uploading(systems), set(), UPLOADERS),
+                redis.ask(lambda: log.memory, None, MEMORY),
+                redis.ask(log.audits.last, [], AUDITS),
+                redis.missing,
             )
     finally:
         engine.dispose()
@@ -70,6 +73,7 @@ def report(
     not_uploading: Callable[[Iterable[str]], set[str]] = lambda _systems: set(),
     memory: RedisMemory | None = None,
     audits: Sequence[AuditOutcome] = (),
+    missing: Sequence[str] = (),
 ) -> str:
     """What happened in the day before `now`, and what somebody should look after, as lines of text.
 
@@ -80,10 +84,14 @@ def report(
         not_uploading: tells of systems which of them no upload-worker reaches.
         memory: how full Redis is.
         audits: what the last ones left.
+        missing: what could not be asked, because Redis is away.
     """
     with Session(engine) as session:
         early = EarlyWarnings.of(session, systems, rules, now, flight, not_uploading, memory, audits)
-        return "\n".join(_lines(session, now, early))
+        lines = [*_lines(session, now, early)]
+    if missing:
+        lines.append(f"Redis can't be asked, so some warnings may be missing: {', '.join(missing)}")
+    return "\n".join(lines)
 
 
 def _lines(session: Session, now: datetime, early: EarlyWarnings) -> Iterator[str]:

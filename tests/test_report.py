@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+import flows.report
 from blocks.object_store import ObjectStore
+from blocks.settings import Settings
 from blocks.system_seen import Disk, SystemSeen
 from flows.apply import apply_events
 from flows.notification import NoNotificationBlock, notify
@@ -69,6 +72,20 @@ def test_the_report_calls_systems_as_people_do_and_tells_what_will_go_wrong(engi
         "early warnings: 1",
         "- Prince, room 12 is silent since 2026-11-23 07:00 UTC; as a rule, it takes images every 60 minutes",
     ]
+
+
+def test_while_redis_is_away_the_report_says_what_it_can_not_tell(
+    settings: Settings, object_store: ObjectStore, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(engine) as session, session.begin():
+        apply_events(session, delivered(said(ingested(announced()), -1 * HOURS)))
+    away = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    monkeypatch.setattr("flows.report.get_settings", lambda: away)
+    lines = flows.report._report(NOON).splitlines()
+    assert "taken in: 1 (prince 1)" in lines
+    assert lines[-1].startswith("Redis can't be asked, so some warnings may be missing: what was seen of the systems")
+    for what in ("the last flight check", "who uploads", "how full it is", "the last audits"):
+        assert what in lines[-1]
 
 
 def test_an_empty_database_has_a_report_too(engine: Engine) -> None:
