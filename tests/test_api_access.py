@@ -95,6 +95,15 @@ def test_reading_needs_the_token(guarded: TestClient, path: str) -> None:
     assert guarded.get(f"/api/1/{path}", headers=bearer(TOKEN), follow_redirects=False).status_code in (200, 404)
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/openapi.json", "/docs", "/"])
+def test_a_token_in_the_query_opens_nothing(guarded: TestClient, path: str) -> None:
+    for query in ("token", "access_token", "api_token", "Authorization"):
+        answer = guarded.get(path, params={query: TOKEN}, follow_redirects=False)
+        assert answer.status_code == 401
+        assert TOKEN not in answer.text
+    assert guarded.get(path, headers=bearer(TOKEN)).status_code == (401 if path == "/" else 200)
+
+
 @pytest.mark.parametrize(
     "path", [*(f"/api/1/{read}" for read in READS), "/", "/docs", "/health", "/metrics", "/nothing"]
 )
