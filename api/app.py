@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from api import documentation, pages, webhook
 from api.deps import Services, require_few_parameters, require_reader
 from api.head import HeadAsGet
-from api.loopback import LoopbackOnly
+from api.loopback import REFUSALS, LoopbackOnly
 from api.pages import views
 from api.problems import answer_with_problems, documented
 from api.routes import archives, at_risk, experiments, health, images, rejected, stats, status, timesteps
@@ -55,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,
         # It would send the token on to wherever the request says it came to, without TLS perhaps.
         redirect_slashes=False,
+        responses=documented(*REFUSALS) if settings.api_token is None else None,
     )
     app.state.services = services
     if settings.api_token is None:

@@ -9,6 +9,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import answer
 
+# What is answered to others: beyond this machine, or by another name.
+REFUSALS = (HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST)
+
 
 class LoopbackOnly:
     """Refuses what comes in at another address than loopback, or by another name.

@@ -51,13 +51,19 @@ WrittenOut = BeforeValidator(_no_number)
 Instant = Annotated[datetime, AfterValidator(_in_utc), WrittenOut]
 
 
+# It begins with what names its query.
+_CURSOR = "WyI4ZjE0ZTQ1ZmNlZWExNjdhIiwiMjAyNi0xMS0yM1QxMDo0MjowN1oiLCI2YTBlY2YwYyJd"
+
+
 class Paging(BaseModel):
     """Which part of a list."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=500, description="At most so many rows.")
-    cursor: str | None = Field(None, max_length=1000, description="`next` of the page before, of the same query.")
+    cursor: str | None = Field(
+        None, max_length=1000, description="`next` of the page before, of the same query.", examples=[_CURSOR]
+    )
 
     def scope(self, path: str) -> str:
         """Names the query that a cursor belongs to."""
@@ -68,9 +74,11 @@ class Paging(BaseModel):
 class Page(BaseModel, Generic[T]):
     """One page of a list."""
 
-    count: int | None = Field(description=f"Rows on all pages; null above {COUNT_LIMIT:,}, but where a tally tells it.")
+    count: int | None = Field(
+        description=f"Rows on all pages; null above {COUNT_LIMIT:,}, but where a tally tells it.", examples=[2400]
+    )
     data: list[T] = Field(description="The rows of this page.")
-    next: str | None = Field(description="Cursor of the next page; null on the last one.")
+    next: str | None = Field(description="Cursor of the next page; null on the last one.", examples=[_CURSOR])
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ TimestepId = Annotated[
 ]
 # The same, in a path.
 TimestepPath = Annotated[UUID, Path(description="Of the timestep.", examples=["6a0ecf0c-4a5b-4a49-9cb3-0c7a86a4e2a1"])]
-Key = Annotated[
-    str, Field(description="Key of its object.", examples=["images/20261101_004/20261123/104207_6a0ecf0c.tar"])
-]
+_KEY = "images/20261101_004/20261123/104207_6a0ecf0c.tar"
+Key = Annotated[str, Field(description="Key of its object.", examples=[_KEY])]
 Size = Annotated[int, Field(description="Bytes of its object.", examples=[600_123_392])]
 ETag = Annotated[str, Field(description="As the store gave it.", examples=["0b26e313ed4a7ca6904b0e9369e5b957-36"])]
 Sha256 = Annotated[
@@ -33,9 +32,9 @@ TarSha256 = Annotated[
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     ),
 ]
-FlowRunId = Annotated[
-    UUID, Field(description="Of a flow run in Prefect.", examples=["0190f3a1-7c54-7d0a-9d0b-3f4c1f6f7a11"])
-]
+_RUN = "0190f3a1-7c54-7d0a-9d0b-3f4c1f6f7a11"
+FlowRunId = Annotated[UUID, Field(description="Of a flow run in Prefect.", examples=[_RUN])]
+SaidBy = Annotated[UUID | None, Field(description="The flow run that said so.", examples=[_RUN])]
 _TAKEN, _LATER, _ON_TAPE = "2026-11-23T10:42:07Z", "2026-11-23T10:43:11Z", "2026-11-24T03:00:00Z"
 
 
@@ -86,7 +85,7 @@ class Failure(BaseModel):
     stage: str = Field(description="That gave it up.", examples=["upload"])
     reason: str = Field(description="Why.", examples=["the share is away"])
     at: datetime = Field(description="When.", examples=[_LATER])
-    flow_run_id: FlowRunId | None = Field(description="The flow run that said so.")
+    flow_run_id: SaidBy
 
 
 class TimestepSummary(TimestepName):
@@ -99,8 +98,8 @@ class TimestepSummary(TimestepName):
     ingested_at: datetime | None = Field(description="When it was taken in.", examples=[_LATER])
     uploaded_at: datetime | None = Field(description="When it was known to be in object storage.", examples=[_LATER])
     archived_at: datetime | None = Field(description="When it was known to be on tape.", examples=[_ON_TAPE])
-    key: Key | None = Field(description="Key of its object, once there is one.")
-    size: Size | None = Field(description="Bytes of its object.")
+    key: str | None = Field(description="Key of its object, once there is one.", examples=[_KEY])
+    size: int | None = Field(description="Bytes of its object.", examples=[600_123_392])
     failure: Failure | None = Field(description="What is wrong, if something is.", examples=[None])
 
     @classmethod
@@ -147,7 +146,7 @@ class HistoryEvent(BaseModel):
     type: str = Field(description="What happened.", examples=["timestep.uploaded"])
     time: datetime = Field(description="When that was said.", examples=[_LATER])
     source: str = Field(description="The stage that said so.", examples=["archiver/upload-worker"])
-    flow_run_id: FlowRunId | None = Field(description="The flow run that said so.")
+    flow_run_id: SaidBy
     data: dict[str, Any] = Field(
         description="What it says, but for the list of images.", examples=[{"bucket": "timesteps", "size": 600_123_392}]
     )
@@ -188,8 +187,10 @@ class TimestepDetail(TimestepSummary):
     announced: dict[str, Any] = Field(
         description="The event file's content, with fields that mean nothing to us.", examples=[{"plate": 4}]
     )
-    source_purged_at: datetime | None = Field(description="When its images were deleted from the source.")
-    staging_purged_at: datetime | None = Field(description="When its copy was deleted from staging.")
+    source_purged_at: datetime | None = Field(
+        description="When its images were deleted from the source.", examples=[_ON_TAPE]
+    )
+    staging_purged_at: datetime | None = Field(description="When its copy was deleted from staging.", examples=[_LATER])
     object: TimestepObject | None = Field(description="What holds it, once it is uploaded.")
     archives: list[ArchiveReference] = Field(description="Those it is in, oldest first.")
     problems: list[str] = Field(

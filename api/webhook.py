@@ -31,9 +31,17 @@ LOOK_UP_SECONDS = 5
 class Receipt(BaseModel):
     """What became of a notice."""
 
-    matched: list[str] = Field(description="Keys of known timesteps.")
-    unknown: list[str] = Field(description="Keys nobody knows as yet. They are kept, and applied once somebody does.")
-    refused: list[str] = Field(description="Entries that make no sense, and why. The others are not affected.")
+    matched: list[str] = Field(
+        description="Keys of known timesteps.", examples=[["images/20261101_004/20261123/104207_6a0ecf0c.tar"]]
+    )
+    unknown: list[str] = Field(
+        description="Keys nobody knows as yet, or can look up now. They are kept, and applied once somebody does.",
+        examples=[["images/20261101_004/20261123/114207_0b1d2f3a.tar"]],
+    )
+    refused: list[str] = Field(
+        description="Entries that make no sense, and why. The others are not affected.",
+        examples=[["archives.1.path: Field required"]],
+    )
 
 
 _EXAMPLE = {

@@ -35,6 +35,8 @@ class ImageRow(BaseModel):
     sha256: Sha256
 
 
+_ETAG = '"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"'
+
 # No object has as many bytes as a number with more digits could say.
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII | re.IGNORECASE)
 
@@ -71,8 +73,10 @@ def image(
     session: SessionDep,
     store: StoreDep,
     range: Annotated[str | None, Header(description="Only these bytes.", examples=["bytes=0-1023"])] = None,
-    if_range: Annotated[str | None, Header(description="The ETag for which Range counts.")] = None,
-    if_none_match: Annotated[str | None, Header(description="ETags that need not be sent again.")] = None,
+    if_range: Annotated[str | None, Header(description="The ETag for which Range counts.", examples=[_ETAG])] = None,
+    if_none_match: Annotated[
+        str | None, Header(description="ETags that need not be sent again.", examples=[_ETAG])
+    ] = None,
 ) -> Response:
     """Read out of the tar by a range request, without fetching the tar, and hashed on the way.
 
