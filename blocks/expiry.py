@@ -61,10 +61,14 @@ class ExpiryRules:
         # By bucket, and until when that is good.
         self._known: dict[str, tuple[list[ExpiryRule] | RulesUnknown, float]] = {}
 
-    def read(self) -> list[ExpiryRule]:
-        """Those for objects that are not tagged as being on tape; none where they can't be read, which is logged."""
+    def read(self, bucket: str | None = None) -> list[ExpiryRule]:
+        """Those for objects that are not tagged as being on tape; none where they can't be read, which is logged.
+
+        Args:
+            bucket: the store's own if none is given.
+        """
         try:
-            return [rule for rule in self.ask(self._store.bucket_name) if not rule.is_for_tagged]
+            return [rule for rule in self.ask(bucket or self._store.bucket_name) if not rule.is_for_tagged]
         except RulesUnknown:
             return []
 

@@ -33,7 +33,8 @@ NO_ENTRY = "0-0"
 LOST = (
     "The bucket can't know: when and from which event file a timestep was taken in, failures, the flow runs, what was "
     "checked at the upload, purged files, timesteps that were never uploaded, rejected event files, "
-    "and surf-archiver's jobs and their times."
+    "and surf-archiver's jobs and their times. Only this bucket was read: for each former one that has objects, set "
+    "ARCHIVER_BUCKET to its name and do it again."
 )
 NOT_READ = (
     "The images of these were not read: their SHA-256 are those of the manifests, and the tars' own is not known. "

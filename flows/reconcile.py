@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 from prefect import flow, get_run_logger
-from sqlalchemy import Engine, tuple_
+from sqlalchemy import Engine, Select, tuple_
 from sqlmodel import Session, col, select
 
 from blocks.database import create_engine
@@ -32,6 +32,8 @@ _UNTOLD_JOBS = UUID("3b0f6c55-7a0e-4ac3-9b0b-5d9a0d6fbb1e")
 # What a store answers of an object that is gone. Where a bucket keeps versions, what was deleted has a marker in its
 # place, which takes no such request.
 _GONE = ("NoSuchKey", "404", "MethodNotAllowed", "405")
+
+_OBJECT: tuple[Any, ...] = (Timestep.bucket, Timestep.key, Timestep.etag)
 
 PAGE = 500
 REQUESTS_AT_ONCE = 8
@@ -68,16 +70,16 @@ def reconcile(settings: Settings, log: EventLog) -> Reconciled:
     refused: list[Refused] = []
     try:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-            for page in _not_archived(engine, store.bucket_name):
+            for page in _not_archived(engine):
                 asked += len(page)
-                tags = threads.map(lambda row: _tags(store, row[1]), page)
-                for (timestep_id, key, etag), tagged in zip(page, tags, strict=True):
+                tags = threads.map(lambda row: _tags(store, row[1], row[2]), page)
+                for (timestep_id, _, key, etag), tagged in zip(page, tags, strict=True):
                     if isinstance(tagged, Refused):
                         refused.append(tagged)
                         logger.error("Timestep %s: it can't be told whether it is on tape: %s", timestep_id, tagged)
                     elif tagged is None:
                         gone += 1
-                        logger.warning("Timestep %s is not on tape, and %s is not in the bucket", timestep_id, key)
+                        logger.warning("Timestep %s is not on tape, and %s is not in its bucket", timestep_id, key)
                     elif tagged.get("archived") == "true":
                         archived += 1
                         log.append(LogEvent.of(announcement(key, timestep_id, etag), STAGE))
@@ -103,29 +105,29 @@ def announcement(key: str, timestep_id: UUID | None, etag: str | None) -> Archiv
     )
 
 
-def _not_archived(engine: Engine, bucket: str) -> Iterator[list[tuple[UUID, str, str | None]]]:
-    """The objects in this bucket that are not known to be on tape, by pages of their timesteps, keys and ETags."""
+def _not_archived(engine: Engine) -> Iterator[list[tuple[UUID, str, str, str | None]]]:
+    """The objects that are not known to be on tape, by pages of their timesteps, buckets, keys and ETags."""
     after: tuple[datetime, UUID] | None = None
     while True:
-        rows = select(Timestep.uploaded_at, Timestep.id, Timestep.key, Timestep.etag).where(
+        rows: Select[Any] = select(Timestep.uploaded_at, Timestep.id, *_OBJECT).where(
             col(Timestep.uploaded_at).is_not(None),
             col(Timestep.archived_at).is_(None),
-            Timestep.bucket == bucket,
             of_microscopes(Timestep),
         )
         if after:
             rows = rows.where(tuple_(col(Timestep.uploaded_at), col(Timestep.id)) > after)
         with Session(engine) as session:
-            page = session.exec(rows.order_by(col(Timestep.uploaded_at), col(Timestep.id)).limit(PAGE)).all()
+            page = session.execute(rows.order_by(col(Timestep.uploaded_at), col(Timestep.id)).limit(PAGE)).all()
         if not page:
             return
-        yield [(id, key, etag) for _, id, key, etag in page if key]
-        after = cast(tuple[datetime, UUID], page[-1][:2])
+        yield [(id, bucket, key, etag) for _, id, bucket, key, etag in page if bucket and key]
+        after = cast(tuple[datetime, UUID], tuple(page[-1])[:2])
 
 
-def _tags(store: ObjectStore, key: str) -> dict[str, str] | Refused | None:
-    """The tags; None of an object that is gone."""
+def _tags(store: ObjectStore, bucket: str, key: str) -> dict[str, str] | Refused | None:
+    """The tags; None of an object that is gone, or whose bucket is, where that is a former one."""
     try:
-        return store.tags(key)
+        return store.of_bucket(bucket).tags(key)
     except Refused as error:
-        return None if error.code in _GONE else error
+        is_gone = error.code in _GONE or (error.code == "NoSuchBucket" and bucket != store.bucket_name)
+        return None if is_gone else error

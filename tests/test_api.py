@@ -500,7 +500,8 @@ def test_what_is_not_on_tape_for_too_long_is_at_risk(
     client: TestClient, settings: Settings, engine: Engine, event_log: EventLog, object_store: ObjectStore
 ) -> None:
     events = [announced(UUID(int=number << 96)) for number in range(1, 5)]
-    record(engine, event_log, *map(uploaded, events), archived(events[0].key))
+    here = [uploaded(event, bucket=settings.bucket) for event in events]
+    record(engine, event_log, *here, archived(events[0].key))
     with Session(engine) as session, session.begin():
         for number, event in enumerate(events):
             at = datetime.now(UTC) - timedelta(days=5 - number)
@@ -530,6 +531,26 @@ def test_what_is_not_on_tape_for_too_long_is_at_risk(
     with TestClient(create_app(settings)) as another:
         (first, *_) = another.get("/api/1/at-risk").json()["data"]
     assert first["days_left"] == pytest.approx(26, abs=0.02)
+
+
+def test_an_object_in_a_former_bucket_is_deleted_by_the_rules_of_that_one(
+    client: TestClient, settings: Settings, engine: Engine, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    former = object_store.of_bucket(f"{settings.bucket}-former")
+    former.ensure_bucket()
+    for store, days in ((object_store, 30), (former, 10)):
+        rule = {"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": days}}
+        store.client.put_bucket_lifecycle_configuration(
+            Bucket=store.bucket_name,
+            LifecycleConfiguration={"Rules": [rule]},  # type: ignore[list-item]
+        )
+        event = announced()
+        record(engine, event_log, uploaded(event, bucket=store.bucket_name))
+        at = datetime.now(UTC) - timedelta(days=days / 10)
+        with Session(engine) as session, session.begin():
+            session.execute(update(Timestep).where(col(Timestep.id) == event.timestep_id).values(uploaded_at=at))
+    found = client.get("/api/1/at-risk", params={"hours": 1}).json()["data"]
+    assert [row["days_left"] for row in found] == [pytest.approx(27, abs=0.02), pytest.approx(9, abs=0.02)]
 
 
 def test_the_gateway_can_not_write_the_database(settings: Settings, engine: Engine, event_log: EventLog) -> None:

@@ -67,24 +67,29 @@ def test_only_what_is_tagged_is_said_and_only_once(
     monkeypatch.setattr(flows.reconcile, "PAGE", 2)
     tagged = [stored(object_store, position=position) for position in range(5)]
     other, told, gone = (stored(object_store, position=position) for position in (10, 11, 12))
-    elsewhere, waiting = announced(position=13), announced(position=14)
+    elsewhere, waiting, nowhere = (announced(position=position) for position in (13, 14, 15))
+    former = object_store.of_bucket(f"{settings.bucket}-former")
+    former.ensure_bucket()
+    former.client.put_object(Bucket=former.bucket_name, Key=elsewhere.key, Body=b"a timestep")
+    former.put_tags(elsewhere.key, {"archived": "true"})
     for event in tagged:
         object_store.put_tags(event.key, {"archived": "true", "more": "tags"})
     object_store.put_tags(other.key, {"archived": "false"})
     object_store.client.delete_object(Bucket=settings.bucket, Key=gone.key)
     for event in (*tagged, other, told, gone):
         record(engine, event_log, uploaded(event, bucket=settings.bucket))
-    record(engine, event_log, uploaded(elsewhere, bucket="another"), ingested(waiting), archived(told.key))
+    record(engine, event_log, uploaded(elsewhere, bucket=former.bucket_name), ingested(waiting), archived(told.key))
+    record(engine, event_log, uploaded(nowhere, bucket=f"{settings.bucket}-deleted"))
     length = event_log.redis.xlen(event_log.stream)
 
     for _ in range(2):
-        assert reconcile(settings, event_log) == Reconciled(asked=7, archived=5, gone=1)
-    assert event_log.redis.xlen(event_log.stream) == length + 5
+        assert reconcile(settings, event_log) == Reconciled(asked=9, archived=6, gone=2)
+    assert event_log.redis.xlen(event_log.stream) == length + 6
     record(engine, event_log)
-    assert {position for position, state in states(engine).items() if state == "archived"} == {0, 1, 2, 3, 4, 11}
+    assert {position for position, state in states(engine).items() if state == "archived"} == {0, 1, 2, 3, 4, 11, 13}
     with Session(engine) as session:
         paths = session.exec(select(Archive.path).where(col(Archive.path).like("images/%"))).all()
-    assert paths == ["images/20261101_004/20200101.tar"]
+    assert set(paths) == {"images/20261101_004/20200101.tar", "images/20261101_004/20261123.tar"}
 
 
 def test_an_object_that_is_not_told_of_costs_the_others_nothing(

@@ -59,13 +59,13 @@ class AtRiskPage(Page[AtRisk]):
 def at_risk(query: Annotated[AtRiskQuery, Query()], session: SessionDep, services: ServicesDep) -> AtRiskPage:
     """Oldest upload first, with the days left before the bucket deletes the object."""
     now = datetime.now(UTC)
-    rules = services.expiry_rules.read()
 
     def show(row: Row[Any]) -> AtRisk:
-        left = days_left(rules, row.key, row.uploaded_at, now)
+        # Each by the rules of its own bucket: it may be a former one.
+        left = days_left(services.expiry_rules.read(row.bucket), row.key, row.uploaded_at, now)
         return AtRisk.model_validate({**row._asdict(), "days_left": left})
 
-    waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns(), system=query.system)
+    waiting = not_on_tape(now - timedelta(hours=query.hours), *AtRisk.columns(), Timestep.bucket, system=query.system)
     rows = TimestepFilter(experiment=query.experiment).narrow(waiting)
     page = fetch_page(session, rows, OLDEST_FIRST, query, "at-risk", show)
     warnings = services.warnings.read(session, now).sentences()
