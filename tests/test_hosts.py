@@ -95,7 +95,7 @@ def test_a_role_is_what_it_is_on_one_host(tmp_path: Path, file: str, names: set[
         assert {*service["secrets"]} == {*same["secrets"]}
         assert service["healthcheck"]["test"] == same["healthcheck"]["test"]
         assert all(Path(secret["file"]).parent.name == "secrets" for secret in role.document["secrets"].values())
-        names_known = [host.partition(":")[0] for host in service["extra_hosts"]]
+        names_known = [re.split("[:=]", host)[0] for host in service["extra_hosts"]]
         assert names_known == ["postgres", "redis", "prefect", "prefect"]
         assert service.get("volumes", []) == [volume for volume in same.get("volumes", []) if ":/src" not in volume]
 
@@ -107,7 +107,7 @@ def test_hosts_find_both_prefect_servers_where_there_are_two(tmp_path: Path) -> 
             "upload-worker"
         ]
         second = addresses.get("SECOND_PREFECT_ADDRESS", "10.0.0.1")
-        assert worker["extra_hosts"][2:] == ["prefect:10.0.0.1", f"prefect:{second}"]
+        assert worker["extra_hosts"][2:] == ["prefect:10.0.0.1", f"prefect={second}"]
 
 
 def test_the_pods_are_upload_workers(production: Compose) -> None:
