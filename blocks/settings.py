@@ -4,11 +4,11 @@ import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from blocks.addresses import BrokerUrl, DatabaseUrl, HttpUrl, RedisUrl
 from blocks.errors import ArchiverError
 
 
@@ -20,20 +20,6 @@ class InvalidSetting(ArchiverError):
     """A setting that makes no sense; the message names it, and not its value, which may be a secret."""
 
 
-def _is_address(value: SecretStr) -> SecretStr:
-    """Refuse what would be taken apart in the middle of its password, and then be shown in an error."""
-    try:
-        address = urlsplit(value.get_secret_value())
-        is_whole = "@" not in address.path + address.fragment and address.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole:
-        raise ValueError("it is no address; in a password, special characters stand as their codes: / as %2F, # as %23")
-    return value
-
-
-SecretUrl = Annotated[SecretStr, AfterValidator(_is_address)]
-Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
@@ -105,20 +91,20 @@ class Settings(BaseSettings):
         used_by="init (to check it), event-ingester",
         ge=0,
     )
-    database_url: SecretUrl | None = _setting(
+    database_url: DatabaseUrl | None = _setting(
         None,
         "PostgreSQL, `postgresql://user:password@host/name`",
         used_by="init, event-ingester (to purge, audit and check the way), state-manager, api, `purge`, `audit`, "
         "`verify`, `backfill`, `rebuild`",
         without="embedded",
     )
-    redis_url: SecretUrl | None = _setting(
+    redis_url: RedisUrl | None = _setting(
         None,
         "Redis, `redis://:password@host:port/db`; give Prefect's own messaging another db",
         used_by="all but `ls`, `status`, `fetch`, `verify`, `mock-microscope`",
         without="embedded",
     )
-    rabbitmq_url: SecretUrl | None = _setting(
+    rabbitmq_url: BrokerUrl | None = _setting(
         None,
         "RabbitMQ that surf-archiver up to 0.1.3 [publishes to](state.md#surf-archiver), `amqp://user:password@host/`; "
         "needs the extra `amqp`",
@@ -140,7 +126,7 @@ class Settings(BaseSettings):
     api_port: int = _setting(
         8000, "port the API binds to", used_by="api", without="`8000`; with `up`, a free one", ge=0, le=65535
     )
-    api_url: Url | None = _setting(
+    api_url: HttpUrl | None = _setting(
         None,
         "where clients find the API, e.g. `https://archiver.example.org`; "
         "links from the Prefect UI to timesteps begin with it, and where it is `https`, cookies are for TLS only; "
@@ -198,7 +184,7 @@ class Settings(BaseSettings):
         without="with `--trial`: embedded",
         validation_alias="AWS_SECRET_ACCESS_KEY",
     )
-    aws_endpoint_url: Url | None = _setting(
+    aws_endpoint_url: HttpUrl | None = _setting(
         None,
         "address of the object storage",
         used_by=_OBJECT_STORAGE,
@@ -206,14 +192,14 @@ class Settings(BaseSettings):
         validation_alias="AWS_ENDPOINT_URL",
     )
     aws_region: str = _setting("us-east-1", "its region", used_by=_OBJECT_STORAGE, validation_alias="AWS_REGION")
-    prefect_api_url: Url | None = _setting(
+    prefect_api_url: HttpUrl | None = _setting(
         None,
         "the Prefect server, `http://host:4200/api`",
         used_by="init, event-ingester, upload-worker, state-manager, api (`/ready`, links), `purge`, `audit`",
         without="embedded",
         validation_alias="PREFECT_API_URL",
     )
-    prefect_ui_url: Url | None = _setting(
+    prefect_ui_url: HttpUrl | None = _setting(
         None,
         "where people's browsers find Prefect: for links to flow runs",
         used_by="api",

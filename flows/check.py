@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ def _find(about: str, settings: Settings) -> Finding:
         return Finding(about, advice=_CHECKS[about](settings))
     except (ArchiverError, OSError) as error:
         return Finding(about, fault=str(error))
+    except Exception as error:
+        # Whatever it is, the other findings are told. It is a library's sentence, which may show an address.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Finding(
+            about,
+            fault=f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}, "
+            "whose sentence is left out: there may be a secret in it",
+        )
 
 
 def _data(settings: Settings) -> str:

@@ -94,6 +94,21 @@ def test_services_that_do_not_answer_are_named(settings: Settings, nowhere: str)
     assert "very-secret" not in str(findings)
 
 
+def test_what_nobody_foresaw_is_a_finding_among_the_others(settings: Settings) -> None:
+    # Not even addresses: the settings would refuse them.
+    update = {
+        "database_url": SecretStr("archiver:very-secret@postgres/archiver"),
+        "redis_url": SecretStr("http://:very-secret@redis:6379"),
+        "aws_endpoint_url": "very-secret.example.org",
+    }
+    findings = found(settings.model_copy(update=update))
+    for about in ("database", "stream", "object storage", "clock"):
+        assert findings[about].fault, about
+    assert re.search(r"^\w+Error at \w+\.py:\d+, whose sentence is left out", findings["clock"].fault)
+    assert findings["Prefect"].fault == "not set: PREFECT_API_URL"
+    assert "very-secret" not in str(findings)
+
+
 def test_a_key_that_is_not_set_is_named(settings: Settings, object_store: ObjectStore) -> None:
     assert "--abort-incomplete-days" in found(settings)["object storage"].advice
     keyless = settings.model_copy(update={"aws_access_key_id": None})

@@ -148,6 +148,43 @@ def test_an_address_that_is_shown_has_no_password(monkeypatch: pytest.MonkeyPatc
     assert secrets_in(str(refused.value)) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("aws_endpoint_url", "s3.example.org", "http:// or https://"),
+        ("aws_endpoint_url", "https:///", "names no host"),
+        ("aws_endpoint_url", "http://user:{secret}/x@s3.example.org", "it is no address"),
+        ("prefect_api_url", "prefect:4200/api", "http:// or https://"),
+        ("database_url", "archiver:{secret}@postgres/archiver", "postgresql://"),
+        ("database_url", "mysql://archiver:{secret}@postgres/archiver", "postgresql://"),
+        ("redis_url", "redis:6379", "redis:// or rediss:// or unix://"),
+        ("redis_url", "http://:{secret}@redis:6379", "redis:// or rediss:// or unix://"),
+        ("rabbitmq_url", "archiver:{secret}@rabbitmq", "amqp:// or amqps://"),
+    ],
+)
+def test_an_address_of_another_kind_of_service_is_refused_without_it(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(Settings.variable(setting), value.format(secret=SECRETS["redis"]))
+    with closing(_Uncached()), pytest.raises(InvalidSetting, match=reason) as refused:
+        get_settings()
+    assert str(refused.value).startswith(f"{Settings.variable(setting)}: ")
+    assert secrets_in(str(refused.value)) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("database_url", "postgresql+psycopg://archiver@/archiver?host=/run/postgresql"),
+        ("redis_url", "unix:///run/redis.sock?db=1"),
+        ("redis_url", "rediss://:p%2Fw@redis"),
+        ("rabbitmq_url", "amqps://archiver:p%2Fw@rabbitmq:5671/"),
+    ],
+)
+def test_every_form_of_an_address_that_its_client_takes_is_taken(setting: str, value: str) -> None:
+    assert getattr(Settings.model_validate({setting: value}), setting).get_secret_value() == value
+
+
 class _Uncached:
     """Settings that are read anew, before and after."""
 
