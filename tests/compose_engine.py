@@ -72,7 +72,7 @@ class ComposeEngine:
             case ["compose", "exec", "-T", "postgres", program, *rest]:
                 env = {"PATH": os.defpath, "PGHOST": "127.0.0.1", "PGPASSWORD": self._password}
                 return await _output(str(programs_directory() / program), *rest, env=env, given=given)
-            case ["compose", "run", "--rm", name, *command]:
+            case ["compose", "run", "--rm", "--no-deps", name, *command]:
                 await self._supervisor.run(self._containers.service(name, *command))
                 return 0, ""
             case _:

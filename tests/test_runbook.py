@@ -59,6 +59,14 @@ def test_services_and_files_exist(page: str) -> None:
             assert (ROOT / path).exists(), line
 
 
+@pytest.mark.parametrize("page", [path.name for path in (ROOT / "docs").glob("*.md")])
+def test_a_command_of_an_operator_waits_for_no_service(page: str) -> None:
+    # Else Compose has postgres, redis and prefect healthy first, and runs init, when it is asked what is wrong.
+    for line in _code(page):
+        if "docker compose run" in line:
+            assert "docker compose run --rm --no-deps " in line
+
+
 def test_it_tells_how_to_rotate_every_secret() -> None:
     section = (ROOT / "docs" / "runbook.md").read_text().partition("\n## Rotate credentials")[2].partition("\n## ")[0]
     documents = [yaml.safe_load(path.read_text()) for path in (ROOT / "compose.yml", *ROOT.glob("deploy/hosts/*.yml"))]
