@@ -1,6 +1,7 @@
 """Docker Compose refuses what the schema of the Compose specification does not allow; podman-compose does not."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema.validators import validator_for  # type: ignore[import-untyped]
 
-from tests.compose import DEVELOPMENT, PRODUCTION, merged
+from tests.compose import DEVELOPMENT, PRODUCTION, ROOT, merged
 
 # No part of the lock: it is needed for its copy of the schema alone.
 CARRIER = "check-jsonschema==0.39.0"
@@ -47,6 +48,17 @@ def test_no_list_has_the_same_twice(tmp_path: Path, files: tuple[str, ...], serv
         assert {"cap_drop", "security_opt", "tmpfs"} <= lists.keys()
         for key, entries in lists.items():
             assert len({json.dumps(entry) for entry in entries}) == len(entries), f"{name}: {key} {entries}"
+
+
+def test_these_are_the_files_that_the_pages_name_for_each_role() -> None:
+    page, example = ((ROOT / file).read_text() for file in ("docs/production.md", ".env.example"))
+    named = set(re.findall(r"^\| [\w -]+ \| `((?:[\w./-]+\.yml:?)+)` \|", page, re.MULTILINE))
+    assert named == {":".join(files) for files, _ in COMBINATIONS if files not in (PRODUCTION, DEVELOPMENT)}
+    assert set(re.findall(r"^# COMPOSE_FILE=(.*)$", example, re.MULTILINE)) <= named
+    # A file that is named beside these would be another set than the host's.
+    pages = "".join(file.read_text() for file in (ROOT / "docs").glob("*.md"))
+    given = set(re.findall(r"docker compose (?:--env-file \S+ )?((?:-f \S+ )+)", pages))
+    assert given == {"-f compose.yml -f compose.dev.yml "}
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,14 @@ def test_the_central_host_publishes_its_servers_on_the_private_network(tmp_path:
     }
 
 
+def test_a_central_host_without_shares_has_no_workers(tmp_path: Path) -> None:
+    for number in ("1", "0"):
+        given = {"PRIVATE_ADDRESS": "10.0.0.1"} | ({"CENTRAL_WORKERS": "0"} if number == "0" else {})
+        services = merged(tmp_path, *PRODUCTION, "deploy/hosts/central.yml", profiles=(), **given).services
+        scales = {name: service["scale"] for name, service in services.items() if "scale" in service}
+        assert scales == {"event-ingester": number, "upload-worker": number}
+
+
 def test_the_second_prefect_server_is_as_the_first_one(tmp_path: Path) -> None:
     addresses = {"PRIVATE_ADDRESS": "10.0.0.1", "SECOND_PREFECT_ADDRESS": "10.0.0.4", "CENTRAL_ADDRESS": "10.0.0.1"}
     files = (*PRODUCTION, "deploy/hosts/central.yml", "deploy/hosts/prefect-replicas.yml")
