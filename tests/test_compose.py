@@ -329,6 +329,37 @@ def test_secrets_reach_the_command_as_they_are(secrets: dict[str, str]) -> None:
     }
 
 
+@pytest.mark.parametrize("what", ["closed", "a directory", "a link to nothing"])
+def test_nothing_is_started_without_a_secret_that_can_not_be_read(what: str) -> None:
+    text = (ROOT / "deploy/image/with-secrets").read_text()
+    # Not below pytest's own directory, which is closed to others.
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        secret = Path(directory, "prefect_server_api_auth_string")
+        if what == "closed":
+            secret.write_text("admin:password")
+            secret.chmod(0)
+        elif what == "a directory":
+            secret.mkdir()
+        else:
+            secret.symlink_to("nothing")
+        command = ["sh", "-c", text.replace("/run/secrets", directory), "with-secrets", "echo", "started"]
+        # Root may read everything.
+        user = 65534 if os.geteuid() == 0 else None
+        done = subprocess.run(command, user=user, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "started" not in done.stdout
+    assert str(secret) in done.stderr
+
+
+def test_what_is_no_secret_of_ours_keeps_nothing_from_starting(tmp_path: Path) -> None:
+    text = (ROOT / "deploy/image/with-secrets").read_text().replace("/run/secrets", str(tmp_path))
+    for _ in range(2):
+        command = ["sh", "-c", text, "with-secrets", "echo", "started"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "started\n"
+        (tmp_path / "kubernetes.io").mkdir(exist_ok=True)
+
+
 @pytest.mark.parametrize(("age", "status"), [(0, 0), (300, 1)])
 def test_a_worker_is_healthy_while_it_goes_its_round(tmp_path: Path, age: int, status: int) -> None:
     beat = tmp_path / "heartbeat"
