@@ -3,6 +3,13 @@
 # makes (migrations, consumer groups, bucket, work pools, deployments). Repeatable.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+value() { sed -n "s/^$1=//p" .env; }
+# compose.dev.yml uses no other, so whoever names another means something else: its directories are not ours to give away.
+objects=http://s3.localhost
+if [[ -e .env && $(value AWS_ENDPOINT_URL) != "$objects" ]]; then
+    echo "init-dev: .env is not one for development: its AWS_ENDPOINT_URL is not $objects. Nothing was changed" >&2
+    exit 1
+fi
 ./scripts/setup.sh
 ./scripts/make-secrets.sh
 for name in aws_access_key_id aws_secret_access_key; do
@@ -17,9 +24,8 @@ if [[ ! -e .env ]]; then
         -e "s|^ARCHIVER_STAGING_DIR=.*|ARCHIVER_STAGING_DIR=./.archiver/compose/staging|" \
         -e "s|^ARCHIVER_USER=.*|ARCHIVER_USER=$user|" \
         -e "s|^ARCHIVER_CONSUMER=.*|ARCHIVER_CONSUMER=dev|" \
-        -e "s|^AWS_ENDPOINT_URL=.*|AWS_ENDPOINT_URL=http://s3.localhost|" .env.example >.env
+        -e "s|^AWS_ENDPOINT_URL=.*|AWS_ENDPOINT_URL=$objects|" .env.example >.env
 fi
-value() { sed -n "s/^$1=//p" .env; }
 mkdir -p "$(value ARCHIVER_DATA_DIR)"/{prince,aretha}/events "$(value ARCHIVER_STAGING_DIR)"
 if [[ $(id -u) == 0 ]]; then
     chown -R "$(value ARCHIVER_USER)" "$(value ARCHIVER_DATA_DIR)" "$(value ARCHIVER_STAGING_DIR)"

@@ -166,26 +166,51 @@ def _made_secrets(directory: Path) -> set[str]:
     return set(before)
 
 
-def test_the_development_script_makes_what_compose_asks_for(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
+def _development_script(directory: Path) -> tuple[list[Path], dict[str, str], Path]:
+    """The script in a checkout of its own, its environment, and the file that gets what it asks Docker for."""
+    (directory / "scripts").mkdir()
     for script in ("init-dev.sh", "make-secrets.sh"):
-        shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
-    shutil.copy(ROOT / ".env.example", tmp_path)
-    calls = tmp_path / "calls"
+        shutil.copy(ROOT / "scripts" / script, directory / "scripts")
+    shutil.copy(ROOT / ".env.example", directory)
+    calls = directory / "calls"
     for program, does in (("scripts/setup.sh", ""), ("docker", f'echo "$@" >>{calls}')):
-        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / program).chmod(0o755)
+        (directory / program).write_text(f"#!/bin/sh\n{does}\n")
+        (directory / program).chmod(0o755)
+    return [directory / "scripts" / "init-dev.sh"], {"PATH": f"{directory}:{os.environ['PATH']}"}, calls
+
+
+def test_the_development_script_leaves_production_alone(tmp_path: Path) -> None:
+    command, env, calls = _development_script(tmp_path)
+    shares = tmp_path / "shares"
+    shares.mkdir()
+    example = (tmp_path / ".env.example").read_text()
+    (tmp_path / ".env").write_text(re.sub("(?m)^ARCHIVER_DATA_DIR=.*", f"ARCHIVER_DATA_DIR={shares}", example))
+    before, owner = sorted(tmp_path.rglob("*")), shares.stat().st_uid
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "its AWS_ENDPOINT_URL is not http://s3.localhost" in done.stderr
+    assert (sorted(tmp_path.rglob("*")), shares.stat().st_uid) == (before, owner)
+    assert not calls.exists()
+
+
+def test_development_is_a_project_of_its_own(production: Compose, development: Compose) -> None:
+    assert production.document["name"] != development.document["name"]
+    endpoints = {development.services[name]["environment"]["AWS_ENDPOINT_URL"] for name in ("init", *ENTRYPOINTS)}
+    assert endpoints == {"http://s3.localhost"}
+
+
+def test_the_development_script_makes_what_compose_asks_for(tmp_path: Path) -> None:
+    command, env, calls = _development_script(tmp_path)
     for _ in range(2):
-        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        subprocess.run([tmp_path / "scripts" / "init-dev.sh"], env=env, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
     both = "compose -f compose.yml -f compose.dev.yml"
     assert calls.read_text().splitlines() == [f"{both} build", f"{both} run --rm init"] * 2
 
-    env = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if re.match(r"\w+=", line))
-    user, group = map(int, env["ARCHIVER_USER"].split(":"))
+    filled = dict(re.findall(r"(?m)^(\w+)=(.*)$", (tmp_path / ".env").read_text()))
+    user, group = map(int, filled["ARCHIVER_USER"].split(":"))
     assert user > 0
     for directory in ("ARCHIVER_DATA_DIR", "ARCHIVER_STAGING_DIR"):
-        made = (tmp_path / env[directory]).stat()
+        made = (tmp_path / filled[directory]).stat()
         assert (made.st_uid, made.st_gid) == (user, group)
     secrets = yaml.safe_load((ROOT / "compose.yml").read_text())["secrets"]
     assert all((tmp_path / secret["file"]).exists() for secret in secrets.values())
