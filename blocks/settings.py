@@ -1,9 +1,10 @@
 """The settings of every entrypoint, read from the environment."""
 
+import re
 import socket
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -235,6 +236,13 @@ class Settings(BaseSettings):
         missing = [self.variable(name) for name in names if getattr(self, name) is None]
         if missing:
             raise MissingSetting(f"not set: {', '.join(missing)}")
+
+    @classmethod
+    def is_read_by(cls, entrypoint: str, name: str) -> bool:
+        """Whether an entrypoint reads a setting, as the documentation says."""
+        users = cast(dict[str, str], cls.model_fields[name].json_schema_extra)["used_by"]
+        named = re.search(rf"(?<![\w-]){entrypoint}(?![\w-])", users) is not None
+        return named != users.startswith("all but ")
 
     @classmethod
     def variable(cls, name: str) -> str:

@@ -21,6 +21,8 @@ from flows.check_services import INIT, Wrong
 # Characters; a secret that people reach must not be shorter, nor made of few different ones.
 SECRET_LENGTH = 16
 
+Ask = Callable[[Settings], str]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -31,9 +33,9 @@ class Finding:
     advice: str = ""
 
 
-def check_and_report(settings: Settings, console: Console) -> int:
+def check_and_report(settings: Settings, console: Console, entrypoint: str = "init") -> int:
     """Check everything and print it; returns 0 when nothing is wrong, else 1."""
-    findings = check(settings)
+    findings = check(settings, entrypoint)
     for finding in findings:
         verdict = "[red]wrong[/red]" if finding.fault else "[yellow]works[/yellow]" if finding.advice else "good "
         said = escape(finding.fault or finding.advice)
@@ -41,15 +43,22 @@ def check_and_report(settings: Settings, console: Console) -> int:
     return 1 if any(finding.fault for finding in findings) else 0
 
 
-def check(settings: Settings) -> list[Finding]:
-    """Check all that the entrypoints need, at the same time."""
-    with ThreadPoolExecutor(len(_CHECKS)) as pool:
-        return list(pool.map(lambda about: _find(about, settings), _CHECKS))
+def check(settings: Settings, entrypoint: str = "init") -> list[Finding]:
+    """Check all that an entrypoint needs, at the same time; what `init` needs is what all of them need."""
+    checks = {
+        about: ask
+        for about, (setting, ask) in _CHECKS.items()
+        if setting is None or settings.is_read_by(entrypoint, setting)
+    }
+    if entrypoint not in _WRITE_COPIES and "staging directory" in checks:
+        checks["staging directory"] = _copies
+    with ThreadPoolExecutor(len(checks)) as pool:
+        return list(pool.map(lambda about: _find(about, checks[about], settings), checks))
 
 
-def _find(about: str, settings: Settings) -> Finding:
+def _find(about: str, ask: Ask, settings: Settings) -> Finding:
     try:
-        return Finding(about, advice=_CHECKS[about](settings))
+        return Finding(about, advice=ask(settings))
     except (ArchiverError, OSError) as error:
         return Finding(about, fault=str(error))
     except Exception as error:
@@ -72,16 +81,29 @@ def _data(settings: Settings) -> str:
     systems = [path for path in directory.iterdir() if path.is_dir() and settings.reaches(path.name)]
     if unknown := set(settings.systems) - {FLIGHT_CHECK} - {path.name for path in systems}:
         raise Wrong(f"ARCHIVER_SYSTEMS names {', '.join(sorted(unknown))}, which {directory} does not have: mount it")
-    if closed := [path.name for path in systems if not _may(path, os.R_OK | os.X_OK)]:
-        raise Wrong(f"this user can't read {', '.join(sorted(closed))} in {directory}")
+    # What is in a directory is not to be asked for before the directory is open.
+    for inside in ("", "/events"):
+        paths = [Path(f"{path}{inside}") for path in systems]
+        if closed := [path for path in paths if path.is_dir() and not _may(path, os.R_OK | os.X_OK)]:
+            names = ", ".join(sorted(str(path.relative_to(directory)) for path in closed))
+            raise Wrong(f"this user can't read {names} in {directory}")
     microscopes = [path for path in systems if path.name != FLIGHT_CHECK]
     return "" if any((path / "events").is_dir() for path in microscopes) else f"no system in {directory} has events yet"
+
+
+def _copies(settings: Settings) -> str:
+    directory = settings.staging_dir
+    if directory is None or not directory.exists():
+        return "" if directory is None else f"{directory} is not there yet: {INIT}"
+    if not _may(directory, os.R_OK | os.X_OK):
+        raise Wrong(f"{directory} can't be read by this user")
+    return ""
 
 
 def _staging(settings: Settings) -> str:
     directory = settings.staging_dir
     if directory is None or not directory.exists():
-        return "" if directory is None else f"{directory} is not there yet: {INIT}"
+        return _copies(settings)
     if not _may(directory, os.R_OK | os.W_OK | os.X_OK):
         raise Wrong(f"this user can't write to {directory}")
     budget, there = settings.staging_budget_bytes, shutil.disk_usage(directory).total
@@ -120,16 +142,20 @@ def _webhook(settings: Settings) -> str:
     return "" if settings.webhook_token else "closed for surf-archiver until ARCHIVER_WEBHOOK_TOKEN is set"
 
 
+# Those that make the copies of timesteps, or their directory; to others it is mounted read-only.
+_WRITE_COPIES = ("init", "event-ingester")
+
 # Each raises an ArchiverError, or an OSError, if something is wrong, and returns a piece of advice or nothing.
-_CHECKS: dict[str, Callable[[Settings], str]] = {
-    "data directory": _data,
-    "staging directory": _staging,
-    "database": check_services.database,
-    "stream": check_services.stream,
-    "object storage": check_services.storage,
-    "clock": check_services.clock,
-    "Prefect": check_services.prefect,
-    "RabbitMQ": check_services.rabbitmq,
-    "secrets": _secrets,
-    "webhook": _webhook,
+# It is asked for those that read the setting.
+_CHECKS: dict[str, tuple[str | None, Ask]] = {
+    "data directory": ("data_dir", _data),
+    "staging directory": ("staging_dir", _staging),
+    "database": ("database_url", check_services.database),
+    "stream": ("redis_url", check_services.stream),
+    "object storage": ("bucket", check_services.storage),
+    "clock": ("bucket", check_services.clock),
+    "Prefect": ("prefect_api_url", check_services.prefect),
+    "RabbitMQ": ("rabbitmq_url", check_services.rabbitmq),
+    "secrets": (None, _secrets),
+    "webhook": ("webhook_token", _webhook),
 }

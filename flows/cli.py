@@ -5,7 +5,7 @@
 import asyncio
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import typer
@@ -40,6 +40,14 @@ def init(
         bool,
         typer.Option("--check", help="Change nothing; say what is wrong or missing, and exit with 1 if anything is."),
     ] = False,
+    entrypoint: Annotated[
+        Literal["event-ingester", "upload-worker", "state-manager", "api"] | None,
+        typer.Option(
+            "--for",
+            show_default=False,
+            help="With --check: only what this entrypoint needs, as on a host that runs nothing else.",
+        ),
+    ] = None,
 ) -> None:
     """Migrations, consumer groups, directories, bucket, blocks, work pools, deployments. Repeatable."""
     if check:
@@ -47,7 +55,9 @@ def init(
 
         from flows.check import check_and_report
 
-        sys.exit(check_and_report(get_settings(), Console()))
+        sys.exit(check_and_report(get_settings(), Console(), entrypoint or "init"))
+    if entrypoint:
+        raise typer.BadParameter("--for is for --check only")
     from flows.init import initialize
 
     initialize(get_settings(), abort_incomplete_days)

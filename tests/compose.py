@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import yaml
@@ -54,12 +54,7 @@ class Compose:
 def read_by(name: str) -> set[str]:
     """The settings that an entrypoint or init reads, says their class, and that the image does not set itself."""
     by_image = set(re.findall(r"^(?:ENV)?\s+([A-Z_]+)=", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
-    found = set()
-    for variable, field in OURS.items():
-        users = cast(dict[str, str], field.json_schema_extra)["used_by"]
-        named = re.search(rf"(?<![\w-]){name}(?![\w-])", users) is not None
-        if named != users.startswith("all but "):
-            found.add(variable)
+    found = {Settings.variable(setting) for setting in Settings.model_fields if Settings.is_read_by(name, setting)}
     return found - by_image
 
 

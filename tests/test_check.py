@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from blocks.event_log import EventLog
 from blocks.incomplete_uploads import expire_by_rule
 from blocks.object_store import ObjectStore
-from blocks.settings import Settings
+from blocks.settings import Settings, get_settings
 from flows.check import Finding, check
 from flows.cli import main
 from tests.conftest import make_store
@@ -35,8 +35,8 @@ def nowhere() -> Iterator[str]:
         yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
-def found(settings: Settings) -> dict[str, Finding]:
-    return {finding.about: finding for finding in check(settings)}
+def found(settings: Settings, entrypoint: str = "init") -> dict[str, Finding]:
+    return {finding.about: finding for finding in check(settings, entrypoint)}
 
 
 def test_nothing_is_wrong_after_init(
@@ -126,30 +126,91 @@ def test_keys_that_the_storage_does_not_know_are_told_from_a_missing_bucket(
     assert "these credentials may not use it" in str(found(wrong)["object storage"].fault)
 
 
-def test_what_the_user_may_not_read_is_named(settings: Settings) -> None:
+@pytest.fixture
+def shares(settings: Settings) -> Iterator[Settings]:
+    """With directories of a data and a staging directory which others may be let in to, or not."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
     # Not below pytest's own directory, which is closed to others.
     with tempfile.TemporaryDirectory(prefix="archiver-check-") as directory:
+        Path(directory).chmod(0o711)
         data, staging = Path(directory, "data"), Path(directory, "staging")
         (data / "prince" / "events").mkdir(parents=True)
-        for path in (data / "aretha", staging):
-            path.mkdir(0o700)
-        settings = settings.model_copy(update={"data_dir": data, "staging_dir": staging})
-        assert not found(settings)["data directory"].fault  # imports, too, what that user may not be able to
-        asked = []
-        for mode in (0o711, 0o700):
-            Path(directory).chmod(mode)
-            os.seteuid(65534)
-            try:
-                asked.append(found(settings))
-            finally:
-                os.seteuid(0)
-    inside, outside = asked
+        staging.mkdir()
+        yield settings.model_copy(update={"data_dir": data, "staging_dir": staging})
+
+
+def as_another(settings: Settings, entrypoint: str = "init") -> dict[str, Finding]:
+    found(settings, entrypoint)  # imports, too, what that user may not be able to
+    os.seteuid(65534)
+    try:
+        return found(settings, entrypoint)
+    finally:
+        os.seteuid(0)
+
+
+def test_what_the_user_may_not_read_is_named(shares: Settings) -> None:
+    data, staging = cast(Path, shares.data_dir), cast(Path, shares.staging_dir)
+    (data / "aretha").mkdir(0o700)
+    staging.chmod(0o700)
+    inside = as_another(shares)
     assert inside["data directory"].fault == f"this user can't read aretha in {data}"
     assert inside["staging directory"].fault == f"this user can't write to {staging}"
+    data.parent.chmod(0o700)
+    outside = as_another(shares)
     for about, path in (("data directory", data), ("staging directory", staging)):
         assert outside[about].fault == f"[Errno 13] Permission denied: '{path}'"
+
+
+def test_event_files_that_the_user_may_not_read_are_named(shares: Settings) -> None:
+    data = cast(Path, shares.data_dir)
+    assert not as_another(shares)["data directory"].fault
+    (data / "prince" / "events").chmod(0o711)
+    assert as_another(shares)["data directory"].fault == f"this user can't read prince/events in {data}"
+
+
+def test_who_only_uploads_need_not_write_copies(shares: Settings) -> None:
+    staging = cast(Path, shares.staging_dir)
+    for mode, entrypoint, fault in (
+        (0o755, "upload-worker", ""),
+        (0o755, "event-ingester", f"this user can't write to {staging}"),
+        (0o711, "upload-worker", f"{staging} can't be read by this user"),
+    ):
+        staging.chmod(mode)
+        assert as_another(shares, entrypoint)["staging directory"].fault == fault
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "without"),
+    [
+        ("event-ingester", {"RabbitMQ", "webhook"}),
+        ("upload-worker", {"RabbitMQ", "webhook", "database"}),
+        ("state-manager", {"data directory", "staging directory", "webhook"}),
+        ("api", {"data directory", "staging directory", "RabbitMQ"}),
+    ],
+)
+def test_what_an_entrypoint_does_not_read_is_not_asked_for(
+    settings: Settings, entrypoint: str, without: set[str]
+) -> None:
+    assert found(settings).keys() - found(settings, entrypoint).keys() == without
+
+
+def test_a_host_that_only_uploads_needs_no_database(
+    run_settings: Settings,
+    event_log: EventLog,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (cast(Path, run_settings.data_dir) / "prince" / "events").mkdir(parents=True)
+    monkeypatch.delenv("ARCHIVER_DATABASE_URL")
+    get_settings.cache_clear()
+    for wanted, options in ((0, ["--for", "upload-worker"]), (1, [])):
+        monkeypatch.setattr(sys, "argv", ["archiver", "init", "--check", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr().out
+        assert ended.value.code == wanted, printed
+        assert ("ARCHIVER_DATABASE_URL" in printed) == bool(wanted)
 
 
 def test_more_copies_than_their_disk_holds_are_noticed(settings: Settings) -> None:
