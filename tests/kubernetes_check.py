@@ -26,7 +26,7 @@ NEWEST = 3
 
 def documents() -> list[dict[str, Any]]:
     """All objects of the example."""
-    return [found for file in sorted(FILES.glob("*-worker.yml")) for found in yaml.safe_load_all(file.read_text())]
+    return [found for file in sorted(FILES.glob("*.yml")) for found in yaml.safe_load_all(file.read_text())]
 
 
 async def job() -> dict[str, Any]:

@@ -331,6 +331,14 @@ def test_traefik_routes_to_services_that_it_reaches(compose: Compose) -> None:
         assert set(compose.services[name]["networks"]) & set(compose.services["traefik"]["networks"]), name
 
 
+def test_further_apis_are_ready_to_be_named() -> None:
+    # The lines as they are without their mark.
+    text = re.sub(r"# (?=- url|healthCheck)", "", (ROOT / "deploy/traefik/routes/archiver.yml").read_text())
+    balancer = yaml.safe_load(text)["http"]["services"]["api"]["loadBalancer"]
+    assert [server["url"] for server in balancer["servers"]] == ['{{ env "API_URL" }}', "http://10.0.0.3:8000"]
+    assert balancer["healthCheck"]["path"] == "/health"
+
+
 def _lines(file: str, pattern: str) -> list[str]:
     lines = [line for line in (ROOT / file).read_text().splitlines() if re.match(pattern, line)]
     assert lines

@@ -132,6 +132,28 @@ def test_the_pods_are_upload_workers(production: Compose) -> None:
     assert {item["path"] for item in secrets} <= {*worker["secrets"]}
 
 
+def test_the_pods_find_the_central_host_under_its_names_and_ports(tmp_path: Path) -> None:
+    central = merged(tmp_path, *PRODUCTION, "deploy/hosts/central.yml", PRIVATE_ADDRESS="192.0.2.1")
+    documents = [*yaml.safe_load_all((ROOT / "deploy/kubernetes/central.yml").read_text())]
+    services = {one["metadata"]["name"]: one for one in documents if one["kind"] == "Service"}
+    slices = {one["metadata"]["labels"]["kubernetes.io/service-name"]: one for one in documents if "endpoints" in one}
+    assert services.keys() == slices.keys() == {"redis", "prefect"}
+    for name, service in services.items():
+        assert service["spec"]["ports"] == slices[name]["ports"]
+        ((address,), (port,)) = slices[name]["endpoints"][0]["addresses"], service["spec"]["ports"]
+        assert central.services[name]["ports"] == [f"{address}:{port['port']}:{port['port']}"]
+    assert {one["metadata"]["namespace"] for one in documents} == {"archiver"}
+
+
+def test_the_secret_of_the_pods_is_made_from_all_files_that_they_read() -> None:
+    page = (ROOT / "docs/production.md").read_text()
+    made = {file for _, file in re.findall(r"--from-file=(secrets/)?(\w+)", page)}
+    text = "".join(path.read_text() for path in (ROOT / "deploy/kubernetes").glob("*-worker.yml"))
+    assert made == set(re.findall(r"\bkey: (\w+)", text))
+    by_variable = set(re.findall(r"secretKeyRef: \{name: archiver, key: (\w+)\}", text))
+    assert by_variable == set(re.findall(r"--from-file=(\w+)=<\(tr -d '\\n' <secrets/\1\)", page))
+
+
 def test_the_jobs_of_a_kubernetes_work_pool_are_as_the_pods() -> None:
     template = json.loads((ROOT / "deploy/kubernetes/job-template.json").read_text())
     job = template["job_configuration"]["job_manifest"]
