@@ -90,3 +90,18 @@ def test_each_alarm_is_raised_by_what_it_is_for_and_by_nothing_else(tmp_path: Pa
     tests.write_text(yaml.safe_dump({"rule_files": [str(ALARMS)], "tests": [unit_test(None), *map(unit_test, ILL)]}))
     done = subprocess.run(["promtool", "test", "rules", tests], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_job_of_the_runbook_is_the_one_that_the_alarms_are_about(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "runbook.md").read_text(), re.DOTALL)
+    (job,) = yaml.safe_load(text)["scrape_configs"]
+    assert set(re.findall(r'job="([^"]+)"', ALARMS.read_text())) == {job["job_name"]}
+    if not shutil.which("promtool"):
+        pytest.skip("needs promtool, of the Debian package prometheus")
+    shutil.copy(ALARMS, tmp_path)
+    (tmp_path / "archiver_api_token").write_text("token")
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(tmp_path)))
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(ILL)} rules found" in done.stdout
