@@ -34,8 +34,12 @@ def _secret(check: Callable[[str], str]) -> Callable[[SecretStr], SecretStr]:
 
 
 def _of_server(value: str) -> str:
-    if not urlsplit(value).hostname:
+    address = urlsplit(value)
+    if not address.hostname:
         raise ValueError("it names no host")
+    # It gets into pages and answers.
+    if "@" in address.netloc:
+        raise ValueError("it has to be without user and password; those of Prefect are PREFECT_API_AUTH_STRING")
     return value.rstrip("/")
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from blocks.addresses import BrokerUrl, DatabaseUrl, HttpUrl, RedisUrl
@@ -218,14 +218,6 @@ class Settings(BaseSettings):
     def reaches(self, system: str) -> bool:
         """Whether the files of an imaging system are to be found below the data directory here."""
         return not self.systems or system in self.systems
-
-    @field_validator("api_url", "aws_endpoint_url", "prefect_api_url", "prefect_ui_url")
-    @classmethod
-    def _names_nobody(cls, url: str | None) -> str | None:
-        """Addresses get into pages and answers."""
-        if url and "@" in urlsplit(url).netloc:
-            raise ValueError("it has to be without user and password; those of Prefect are PREFECT_API_AUTH_STRING")
-        return url
 
     def require(self, *names: str) -> None:
         """Say which of the named settings are not set.
