@@ -5,29 +5,26 @@ durable, with `<timestep_id>.json` beside it, which says what its files hash to,
 """
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from blocks import replaced_copies
 from blocks.errors import ArchiverError
 from blocks.settings import Settings
-from blocks.source_file import BundleError, SourceFile, SourceUnreadable, find_sources, settled_state_of
+from blocks.source_file import BundleError, SourceUnreadable, find_sources, settled_state_of
+from blocks.staged_copy import CopyRecord, copy_file, hash_file, holds, sync
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 1 << 20
 # So much of the disk always stays free, whatever the budget says.
 _RESERVE = 0.05
 
@@ -51,13 +48,8 @@ class Copy:
     """SHA-256 of each file, by its name."""
 
 
-class _Copied(BaseModel):
-    """What is said of a copy, beside it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    files: dict[str, str] = Field(description="SHA-256 of each file, by its name.")
-    source_state: str | None = Field(None, description="Of the source before it was read.")
+class CopyOfAnother(ArchiverError):
+    """The copy that has a timestep's id was made of something else; the message says of what."""
 
 
 class Staging:
@@ -90,11 +82,15 @@ class Staging:
         """
         return sorted({path.parent.name for path in self._root.glob("*/*")})
 
-    def find(self, system: str, timestep_id: UUID, source: Path) -> Copy | None:
+    def find(self, system: str, timestep_id: UUID, source: Path, announcement: str | None = None) -> Copy | None:
         """The copy of a timestep, if there is one that still is what was copied, and what the source holds.
 
         Each file is read for that: a copy must never get between the source and the proof of an upload.
         Another copy is passed over, but stays: it may hold the only image of its kind.
+
+        Args:
+            source: the image directory; it may be gone.
+            announcement: identifies what was announced: a copy of anything else is not this timestep's.
 
         Raises:
             OSError: when the copy, or a source that is there, can't be read, so that this can't be told.
@@ -102,13 +98,16 @@ class Staging:
         copy = self.home(system) / timestep_id.hex
         if not copy.is_dir():
             return None
-        said = _read_said(self.home(system) / f"{timestep_id.hex}.json")
+        said = CopyRecord.read(self._record(system, timestep_id))
+        if not said.is_of(announcement):
+            logger.warning("%s is passed over: it was made of %s, for another event", copy, said.source)
+            return None
         try:
             files = find_sources(copy)
-            if source.is_dir() and not _holds(files, find_sources(source)):
+            if source.is_dir() and not holds(files, find_sources(source)):
                 logger.warning("%s is passed over: %s was changed since it was copied", copy, source)
                 return None
-            if {name: _hash(file) for name, file in files.items()} == said.files:
+            if {name: hash_file(file) for name, file in files.items()} == said.files:
                 return Copy(copy, said.source_state, said.files)
             logger.warning("%s is passed over: it is not what was copied", copy)
         except SourceUnreadable as error:
@@ -123,43 +122,63 @@ class Staging:
             return sorted(UUID(path.name) for path in self.home(system).iterdir() if _is_copy(path))
         return []
 
-    def stage(self, system: str, timestep_id: UUID, source: Path) -> Path:
+    def stage(self, system: str, timestep_id: UUID, source: Path, announcement: str | None = None) -> Path:
         """Copy an image directory, once; a copy that is not sound is replaced, when the new one is whole.
+
+        One that held more than the new one does is only set aside.
+
+        Args:
+            announcement: identifies what was announced.
 
         Raises:
             StagingFull, NeverFits: when there is no room now, or never.
+            CopyOfAnother: when there is a copy of something else, which has to stay.
             BundleError: when a file can't be read, or changes meanwhile.
             OSError: when the copy can't be written, or one that is there can't be read.
         """
-        if found := self.find(system, timestep_id, source):
+        if found := self.find(system, timestep_id, source, announcement):
             return found.directory
-        files = find_sources(source)
-        source_state = settled_state_of(files)
         home = self.home(system)
         partial, copy = home / f".{timestep_id.hex}.partial", home / timestep_id.hex
-        damaged = home / f".{timestep_id.hex}.damaged"
+        before = self._before(copy, announcement)
+        files = find_sources(source)
+        source_state = settled_state_of(files)
         with self._reserved(partial, sum(file.size for file in files.values())):
-            hashes = {name: _copy(file, partial / "files" / name) for name, file in files.items()}
-            said = _Copied(files=hashes, source_state=source_state)
-            _write(home / f"{timestep_id.hex}.json", said.model_dump_json(indent=1).encode())
+            hashes = {name: copy_file(file, partial / "files" / name) for name, file in files.items()}
+            said = CopyRecord(files=hashes, source_state=source_state, source=str(source), announcement=announcement)
             for directory, _, _ in os.walk(partial):
-                _sync(Path(directory))
+                sync(Path(directory))
             if copy.exists():
-                shutil.rmtree(damaged, ignore_errors=True)  # of an attempt that died
-                copy.rename(damaged)
+                replaced_copies.set_aside(copy, before)
+            said.write(self._record(system, timestep_id))
             (partial / "files").rename(copy)
-            _sync(home)
-        shutil.rmtree(damaged, ignore_errors=True)
+            sync(home)
+        # Should another process have copied at the same time, what is there may not be what was copied here.
+        if holds(find_sources(copy), files):
+            self.drop_replaced(system, timestep_id, hashes.values())
         return copy
+
+    def drop_replaced(self, system: str, timestep_id: UUID, held: Collection[str]) -> None:
+        """Delete the copies that were set aside, where all that they held is known to be elsewhere.
+
+        Args:
+            held: SHA-256 of each file that is.
+        """
+        replaced_copies.drop(self.home(system), timestep_id, held)
+
+    def replaced(self, system: str) -> list[Path]:
+        """The copies that were set aside, as they hold what nobody is known to have."""
+        return sorted(replaced_copies.find(self.home(system)))
 
     def forget(self, system: str, timestep_id: UUID) -> None:
         """Delete what a copy was said to hold, once the copy is deleted."""
-        (self.home(system) / f"{timestep_id.hex}.json").unlink(missing_ok=True)
+        self._record(system, timestep_id).unlink(missing_ok=True)
 
     def used(self) -> int:
         """Bytes of all copies."""
         size = 0
-        for file in (file for copy in self._root.glob("*/*") if _is_copy(copy) for file in copy.rglob("*")):
+        places = (path for path in self._root.glob("*/*") if _is_copy(path) or path.suffix == ".damaged")
+        for file in (file for place in places for file in place.rglob("*")):
             with suppress(FileNotFoundError):  # purged meanwhile
                 status = file.lstat()
                 size += status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -177,11 +196,27 @@ class Staging:
         """Delete what is left of copies that were never finished, or are gone, and is older than so many seconds."""
         home = self.home(system)
         gone = (path for path in home.glob("*.json") if not (home / path.stem).exists())
-        damaged = (path for path in home.glob(".*.damaged") if (home / path.stem[1:]).exists())
-        for path in [*home.glob(".*.partial"), *damaged, *gone]:
+        for path in [*home.glob(".*.partial"), *gone]:
             with suppress(FileNotFoundError):
                 if time.time() - max(inner.stat().st_mtime for inner in (path, *path.rglob("*"))) > older_than:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _record(self, system: str, timestep_id: UUID) -> Path:
+        return self.home(system) / f"{timestep_id.hex}.json"
+
+    def _before(self, copy: Path, announcement: str | None) -> CopyRecord | None:
+        """What is said of a copy that is not sound, as far as that can be read.
+
+        Raises:
+            CopyOfAnother: when it is of something else.
+        """
+        try:
+            said = CopyRecord.read(copy.with_name(f"{copy.name}.json"))
+        except FileNotFoundError:
+            return None
+        if copy.is_dir() and not said.is_of(announcement):
+            raise CopyOfAnother(f"{copy} is the copy of {said.source}, which was announced under the same id")
+        return said
 
     @contextmanager
     def _reserved(self, partial: Path, size: int) -> Iterator[None]:
@@ -208,54 +243,5 @@ class Staging:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_said(path: Path) -> _Copied:
-    """What is said of a copy; by an older release, only what its files hash to."""
-    said = json.loads(path.read_text())
-    return _Copied.model_validate(said if isinstance(said.get("files"), dict) else {"files": said})
-
-
 def _is_copy(path: Path) -> bool:
     return len(path.name) == 32 and path.is_dir()
-
-
-def _holds(copy: Mapping[str, SourceFile], source: Mapping[str, SourceFile]) -> bool:
-    """Whether a copy has all that the source has (still), each file as it is there."""
-    return {name: (file.size, file.mtime_ns) for name, file in source.items()}.items() <= {
-        name: (file.size, file.mtime_ns) for name, file in copy.items()
-    }.items()
-
-
-def _copy(source: SourceFile, target: Path) -> str:
-    """Copy a file with its modification time, durably; returns its SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with source.open() as file, target.open("xb") as copy:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
-    os.utime(target, ns=(source.mtime_ns, source.mtime_ns))
-    return digest.hexdigest()
-
-
-def _hash(file: SourceFile) -> str:
-    with file.open() as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.new")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

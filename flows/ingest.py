@@ -22,11 +22,11 @@ from blocks.logs import log_about
 from blocks.remembered import Remembered
 from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
-from blocks.staging import NeverFits, Staging, StagingFull
+from blocks.staging import CopyOfAnother, NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.again import TRIES, elsewhere, reason_of, tell, try_again
 from flows.looks import look_at
-from flows.outcome import reject, take_in, with_images
+from flows.outcome import identify, reject, take_in, with_images
 from flows.shares import check_answers
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
@@ -88,8 +88,11 @@ async def find_images(system: ImagingSystem, event: ImagingEvent, *, in_time: bo
 
 
 @task(task_run_name="copy {event.img_dir}")
-async def stage(system: ImagingSystem, event: ImagingEvent) -> None:
+async def stage(system: ImagingSystem, event: ImagingEvent, announcement: str) -> None:
     """Copy the images to staging, where the upload finds them.
+
+    Args:
+        announcement: what the timestep's id stands for, so that no other timestep takes the copy for its own.
 
     Raises:
         StagingFull: when there is no room now. A timestep that never fits is uploaded without a copy.
@@ -98,8 +101,9 @@ async def stage(system: ImagingSystem, event: ImagingEvent) -> None:
     """
     staging = Staging.from_settings(get_settings())
     try:
-        await asyncio.to_thread(staging.stage, system.name, event.timestep_id, system.directory / event.img_dir)
-    except NeverFits as error:
+        source = system.directory / event.img_dir
+        await asyncio.to_thread(staging.stage, system.name, event.timestep_id, source, announcement)
+    except (NeverFits, CopyOfAnother) as error:
         get_run_logger().warning("%s is uploaded without a copy: %s", event.img_dir, error)
     except SourceChanged as error:
         raise ImagesMissing(str(error)) from error
@@ -167,7 +171,9 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             seen = await asyncio.to_thread(with_images, seen, source, event_file, event)
             warnings = await find_images(source, event, in_time=in_time)
             if await asyncio.to_thread(lambda: source.is_staged):
-                await stage(source, event)
+                # First of all: what another event announced under the same id must not get into its copy.
+                ingested = await asyncio.to_thread(identify, source, event_file, event, log)
+                await stage(source, event, ingested.digest)
             ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
         except StagingFull as error:
             # Longer than until this run says it again.

@@ -1,6 +1,7 @@
 """What becomes of an event file: it is taken in or rejected, or its rejection is over. All of it may be said again."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from uuid import UUID
 
@@ -17,10 +18,10 @@ STAGE = "event-ingester"
 NOT_ALLOWED_SECONDS = 600.0
 
 
-def announce(
-    system: ImagingSystem, event_file: str, event: ImagingEvent, warnings: list[str], log: EventLog
+def identify(
+    system: ImagingSystem, event_file: str, event: ImagingEvent, log: EventLog, *, warnings: Sequence[str] = ()
 ) -> Ingested:
-    """Append `timestep.ingested` for a complete timestep; saying it again changes nothing.
+    """Have a timestep's id stand for what is announced, for ever; returns what would be said of it.
 
     Raises:
         InvalidEventFile: when another timestep was announced under the same id.
@@ -30,13 +31,25 @@ def announce(
         system=system.name,
         event_file=event_file,
         event=event,
-        warnings=warnings,
+        warnings=list(warnings),
         priority=system.priority,
     )
     if log.register.identify(str(event.timestep_id), ingested.digest) != ingested.digest:
         raise InvalidEventFile(
             f"timestep {event.timestep_id} was announced before with other content; give it an id of its own"
         )
+    return ingested
+
+
+def announce(
+    system: ImagingSystem, event_file: str, event: ImagingEvent, warnings: list[str], log: EventLog
+) -> Ingested:
+    """Append `timestep.ingested` for a complete timestep; saying it again changes nothing.
+
+    Raises:
+        InvalidEventFile: when another timestep was announced under the same id.
+    """
+    ingested = identify(system, event_file, event, log, warnings=warnings)
     log.append(LogEvent.of(ingested, STAGE))
     log.waits.end(event.timestep_id)
     return ingested

@@ -65,4 +65,5 @@ class StagingPurge(PurgePass):
                 self.log.append(LogEvent.of(purged, STAGE))
                 delete_empty_directories(home, copy, timestep.images)
                 self.staging.forget(row.system, row.id)
+                self.staging.drop_replaced(row.system, row.id, {image.sha256 for image in timestep.images.values()})
             return purged.files, purged.bytes

@@ -1,6 +1,7 @@
 """Stage two: one tar per timestep, from disk to object storage, proven."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -21,6 +22,7 @@ from blocks.bundle import Bundle
 from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.image_directory import NotAllowed, SystemAway
+from blocks.image_survey import Survey
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import LeaseLost, LeaseTaken, hold
 from blocks.logs import log_about
@@ -35,6 +37,8 @@ from blocks.upload_journal import RedisJournal
 from flows.again import TRIES, elsewhere, reason_of, tell, try_again
 from flows.shares import check_answers, while_it_answers
 from flows.upload_artifact import publish
+
+logger = logging.getLogger(__name__)
 
 STAGE = "upload-worker"
 OBJECT_STORE = "archive"  # name of the ObjectStore block
@@ -109,15 +113,23 @@ def upload(
 
 
 def find_copy(timestep: Ingested, settings: Settings) -> Copy | None:
-    """The copy in staging, if there is a sound one, which is read then instead of the source.
+    """The copy in staging, if there is a sound one of all images, which is read then instead of the source.
 
     Raises:
         OSError: when a copy, or a source that is there, can't be read now.
     """
     if not settings.staging_dir:
         return None
-    source = source_of(timestep, settings) / timestep.event.img_dir
-    return Staging.from_settings(settings).find(timestep.system, timestep.timestep_id, source)
+    event = timestep.event
+    source = source_of(timestep, settings) / event.img_dir
+    copy = Staging.from_settings(settings).find(timestep.system, timestep.timestep_id, source, timestep.digest)
+    if copy is None:
+        return None
+    survey = Survey.of(copy.directory, event.img_dir, event.img_count, headers=False)
+    if survey.shortage or (survey.surplus and not timestep.warnings):
+        logger.warning("%s is passed over: %s", copy.directory, survey.shortage or survey.surplus)
+        return None
+    return copy
 
 
 def source_of(timestep: Ingested, settings: Settings) -> Path:

@@ -15,9 +15,10 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine
 
+from blocks.event_file import ImagingEvent
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
-from blocks.messages import Archived, Ingested, LogEvent
+from blocks.messages import Archived, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.purgeable import Outcome, PurgeableTimesteps
 from blocks.settings import Settings
@@ -54,9 +55,7 @@ class Lab:
         timestep_id = uuid4()
         img_dir = img_dir or f"20261101_004/{timestep_id.hex}"
         (self.home / "events").mkdir(parents=True, exist_ok=True)
-        (self.home / img_dir / "Img").mkdir(parents=True, exist_ok=True)
-        for number in range(images):
-            (self.home / img_dir / "Img" / f"{number}.tif").write_bytes(tiff(os.urandom(2000)))
+        self.put_images(images, img_dir)
         known = {"timestep_id": str(timestep_id), "img_count": images, "img_dir": img_dir}
         event = document(**(known | fields))
         event_file = f"events/{name or timestep_id.hex}.json"
@@ -64,12 +63,28 @@ class Lab:
         seen = self.system.fingerprint(event_file)
         return take_in(self.system, event_file, self.system.read_event(event_file), seen, self.log)
 
-    def upload(self, timestep: Ingested, *, archive: bool = True, record: bool = True) -> None:
-        self.log.append(LogEvent.of(upload(timestep, self.settings, self.store, self.log), "test"))
+    def put_images(self, images: int = 3, img_dir: str = "") -> str:
+        """Images that nobody announces yet; returns their directory."""
+        img_dir = img_dir or f"20261101_004/{uuid4().hex}"
+        (self.home / img_dir / "Img").mkdir(parents=True, exist_ok=True)
+        for number in range(images):
+            (self.home / img_dir / "Img" / f"{number}.tif").write_bytes(tiff(os.urandom(2000)))
+        return img_dir
+
+    def announce(self, event: ImagingEvent) -> str:
+        """Write an event file; returns its path below the system's directory."""
+        event_file = f"events/{uuid4().hex}.json"
+        (self.home / event_file).write_text(json.dumps(event.document()))
+        return event_file
+
+    def upload(self, timestep: Ingested, *, archive: bool = True, record: bool = True) -> Uploaded:
+        uploaded = upload(timestep, self.settings, self.store, self.log)
+        self.log.append(LogEvent.of(uploaded, "test"))
         if archive:
             self.archive(timestep)
         if record:
             self.record()
+        return uploaded
 
     def archive(self, timestep: Ingested) -> None:
         """The tape archive tells that it has what is in the bucket now."""
@@ -85,6 +100,11 @@ class Lab:
 
     def record(self) -> None:
         record_waiting(self.log, self.engine, "state-manager", limit=100, linger_seconds=0.001)
+
+    def stage(self, timestep: Ingested) -> Path:
+        """Copy it to staging, as its ingestion does."""
+        source = self.home / timestep.event.img_dir
+        return self.staging.stage(timestep.system, timestep.timestep_id, source, timestep.digest)
 
     def purge(self, *, do_it: bool = True, run_id: UUID | None = None, **policy: Any) -> list[Outcome]:
         system = self.system.model_copy(update=policy)

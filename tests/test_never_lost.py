@@ -3,13 +3,15 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -19,12 +21,14 @@ from sqlmodel import Session, select
 
 from blocks import source_file
 from blocks.bundle import BundleError
-from blocks.event_file import InvalidEventFile
+from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from blocks.messages import Ingested, SourcePurged
 from blocks.object_errors import ObjectStoreError
 from blocks.settings import Settings
+from blocks.staging import CopyOfAnother
 from blocks.tables import TimestepEvent
+from flows.outcome import identify, take_in
 from flows.purge import purge
 from tests.images import alter, tiff
 from tests.purging import KilledError, Lab, image_of, overwrite_object
@@ -42,6 +46,10 @@ DEEDS = [
     "arrive-staged",
     "arrive-staged-and-altered-meanwhile",
     "stage",
+    "killed-stage",
+    "announce-same-dir",
+    "announce-id-with-other-dir",
+    "upload-without-source",
     "upload-again",
     "upload-again-unarchived",
     "upload-again-unrecorded",
@@ -57,6 +65,20 @@ DEEDS = [
     "copy-altered",
     "event-file-rewritten",
 ]
+
+# What a person, or a failing disk, may do: what is gone then is no loss of ours.
+TAMPERING = {
+    "object-gone",
+    "object-overwritten",
+    "altered",
+    "replaced",
+    "longer",
+    "removed",
+    "linked",
+    "copy-altered",
+}
+
+REFUSALS = (ImagesMissing, InvalidEventFile, BundleError, ObjectStoreError, CopyOfAnother)
 
 
 @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,9 +113,11 @@ class History:
         self._policy = policy
         self._timesteps: list[Ingested] = []
         self._on_tape: dict[UUID, set[str]] = {}
+        self._seen_in: defaultdict[str, set[str]] = defaultdict(set)
 
     def arrive(self, *, staged: bool = False, altered: bool = False) -> None:
         timestep = self._lab.drop()
+        self._see(timestep)
         if staged:
             self._stage(timestep)
         if altered:
@@ -102,6 +126,15 @@ class History:
         self._upload(timestep)
 
     def do(self, deed: str, number: int) -> None:
+        """Do a deed, and make sure that it lost no image, unless it was a person who took it."""
+        before = self._files()
+        self._do(deed, number)
+        for timestep in self._timesteps:
+            self._see(timestep)
+        if deed not in TAMPERING:
+            self._check(before, at_source=deed in ("purge", "killed-purge"))
+
+    def _do(self, deed: str, number: int) -> None:
         lab, timestep = self._lab, self._timesteps[number % len(self._timesteps)]
         image = image_of(lab, timestep, number % 3)
         copied = self._copy(timestep) / image.relative_to(lab.home / timestep.event.img_dir)
@@ -113,8 +146,21 @@ class History:
             case "arrive" | "arrive-staged" | "arrive-staged-and-altered-meanwhile":
                 self.arrive(staged=deed != "arrive", altered="altered" in deed)
             case "stage":
-                with suppress(InvalidEventFile, BundleError):
+                with suppress(*REFUSALS):
                     self._stage(timestep)
+            case "killed-stage":
+                with killed_after(2 * number), suppress(*REFUSALS, KilledError):
+                    self._stage(timestep)
+            case "announce-same-dir":
+                self._announce(timestep.event.model_copy(update={"timestep_id": uuid4()}))
+            case "announce-id-with-other-dir":
+                img_dir = lab.put_images()
+                self._announce(timestep.event.model_copy(update={"img_dir": img_dir}))
+            case "upload-without-source" if (source := lab.home / timestep.event.img_dir).is_dir():
+                lab.store.client.delete_object(Bucket=lab.store.bucket_name, Key=timestep.event.key)
+                source.rename(lab.home / "away")
+                self._upload(timestep)
+                (lab.home / "away").rename(source)
             case "upload-again":
                 self._upload(timestep)
             case "upload-again-unarchived":
@@ -151,7 +197,16 @@ class History:
         return self._lab.staging.home(timestep.system) / timestep.timestep_id.hex
 
     def _stage(self, timestep: Ingested) -> None:
-        self._lab.staging.stage(timestep.system, timestep.timestep_id, self._lab.home / timestep.event.img_dir)
+        self._lab.stage(timestep)
+
+    def _announce(self, event: ImagingEvent) -> None:
+        """By an event file of its own, of a system that stages: as its ingestion does it."""
+        system, log = self._lab.system, self._lab.log
+        event_file = self._lab.announce(event)
+        with suppress(*REFUSALS):
+            timestep = identify(system, event_file, event, log)
+            self._lab.stage(timestep)
+            self._timesteps.append(take_in(system, event_file, event, system.fingerprint(event_file), log))
 
     def _archive(self, timestep: Ingested) -> None:
         self._lab.archive(timestep)
@@ -159,22 +214,26 @@ class History:
         self._on_tape[timestep.timestep_id] = self._lab.in_bucket(timestep)
 
     def _upload(self, timestep: Ingested, *, archive: bool = True, record: bool = True) -> None:
-        with suppress(ImagesMissing, InvalidEventFile, BundleError, ObjectStoreError):
-            self._lab.upload(timestep, archive=False, record=record)
+        seen = self._see(timestep)
+        with suppress(*REFUSALS):
+            uploaded = self._lab.upload(timestep, archive=False, record=record)
+            assert {image.sha256 for image in uploaded.images if image.name.endswith("tif")} <= seen, "foreign images"
             if archive:
                 self._archive(timestep)
 
+    def _see(self, timestep: Ingested) -> set[str]:
+        """What was ever in its directory."""
+        images = (self._lab.home / timestep.event.img_dir).rglob("*.tif")
+        self._seen_in[timestep.event.img_dir] |= {_hash(path.read_bytes()) for path in images if path.is_file()}
+        return self._seen_in[timestep.event.img_dir]
+
     def _files(self) -> dict[Path, bytes]:
         """Every image, at the source and in staging."""
-        images: dict[Path, bytes] = {}
-        for timestep in self._timesteps:
-            for directory in (self._lab.home / timestep.event.img_dir, self._copy(timestep)):
-                files = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
-                images |= {path: path.read_bytes() for path in files}
-        return images
+        homes = [self._lab.home, self._lab.staging.home(self._lab.system.name)]
+        files = [path for home in homes for path in home.rglob("*.tif") if path.is_file() and not path.is_symlink()]
+        return {path: path.read_bytes() for path in files if ".partial" not in str(path)}
 
     def _purge(self, staging: bool, killed_after: int | None) -> None:
-        before = self._files()
         calls = iter(range(killed_after)) if killed_after is not None else None
         os_unlink = os.unlink
 
@@ -189,18 +248,57 @@ class History:
                 (self._lab.purge_staging if staging else self._lab.purge)(**self._policy)
             except KilledError:
                 self._lab.record()
-        self._check(before, at_source=not staging)
 
     def _check(self, before: dict[Path, bytes], *, at_source: bool) -> None:
         after = self._files()
-        for timestep in self._timesteps:
-            fetched = self._lab.in_bucket(timestep)
-            for directory in (self._lab.home / timestep.event.img_dir, self._copy(timestep)):
-                for path in (path for path in before if path.is_relative_to(directory) and path not in after):
-                    sha256 = hashlib.sha256(before[path]).hexdigest()
-                    assert sha256 in fetched, f"{path} is lost"
-                    if at_source and self._policy["purge_needs_tape"]:
-                        assert sha256 in self._on_tape[timestep.timestep_id], f"{path} is not on tape"
+        images = set[str]().union(*self._seen_in.values())
+        left = {_hash(content) for content in after.values()}
+        fetched = {one.timestep_id: self._lab.in_bucket(one) for one in self._timesteps}
+        for path, content in before.items():
+            sha256 = _hash(content)
+            if after.get(path) == content or sha256 not in images:
+                continue  # it is there, or was no image, but what became of a copy
+            at = [one for one in self._timesteps if path.is_relative_to(self._lab.home / one.event.img_dir)]
+            if not at:
+                ids = [one.timestep_id for one in self._timesteps if one.timestep_id.hex in str(path)]
+                assert sha256 in left or any(sha256 in fetched[id] for id in ids), f"{path} is lost"
+                continue
+            assert at_source, f"{path} was taken"
+            assert any(sha256 in fetched[one.timestep_id] for one in at), f"{path} is lost"
+            if self._policy["purge_needs_tape"]:
+                on_tape = set[str]().union(*(self._on_tape.get(one.timestep_id, set()) for one in at))
+                assert sha256 in on_tape, f"{path} is not on tape"
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def killed_after(steps: int) -> Iterator[None]:
+    """The process ends after so many things that it made durable or renamed, and then does nothing more."""
+    left, fsync, rename, rmtree = iter(range(steps)), os.fsync, Path.rename, shutil.rmtree
+    is_killed = False
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*args: Any) -> Any:
+            nonlocal is_killed
+            if next(left, None) is None:
+                is_killed = True
+                raise KilledError
+            return call(*args)
+
+        return do
+
+    def remove(*args: Any, **options: Any) -> None:
+        if not is_killed:
+            rmtree(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", counted(fsync))
+        patch.setattr(Path, "rename", counted(rename))
+        patch.setattr(shutil, "rmtree", remove)
+        yield
 
 
 def test_a_purge_that_is_really_killed_loses_nothing_and_goes_on(lab: Lab) -> None:

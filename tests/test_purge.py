@@ -85,7 +85,7 @@ def test_copies_go_though_their_share_is_away_and_another_one_can_not_be_deleted
 ) -> None:
     timesteps = [lab.drop() for _ in range(3)]
     for timestep in timesteps:
-        lab.staging.stage(lab.system.name, timestep.timestep_id, lab.home / timestep.event.img_dir)
+        lab.stage(timestep)
         lab.upload(timestep)
     lab.home.rename(lab.home.with_name("away"))
     stuck, *others = sorted(timestep.timestep_id for timestep in timesteps)

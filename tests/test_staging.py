@@ -1,6 +1,8 @@
 """Copies in staging: whole or not there, within their budget, and gone once they are uploaded."""
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -17,13 +19,14 @@ from sqlmodel import Session, select
 
 from blocks import staging as staging_module
 from blocks.bundle import Bundle, BundleError, SourceChanged
+from blocks.event_file import InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Ingested, LogEvent, StagingPurged
 from blocks.object_store import ObjectStore
 from blocks.purgeable import PurgeableTimesteps
 from blocks.settings import Settings
-from blocks.staging import NeverFits, Staging, StagingFull
+from blocks.staging import CopyOfAnother, NeverFits, Staging, StagingFull
 from blocks.tables import Timestep, TimestepEvent
 from flows.purge_staging import StagingPurge
 from flows.record import record_waiting
@@ -279,7 +282,63 @@ def test_what_would_not_even_fit_into_an_empty_staging_is_not_waited_for(
         Staging(tmp_path / "staging").stage("prince", uuid4(), source)
 
 
-@pytest.mark.parametrize("crash_at", range(3))
+def test_a_copy_of_what_another_event_announced_is_neither_used_nor_replaced(staging: Staging, source: Path) -> None:
+    timestep_id, other = uuid4(), make_images(source.with_name("other"), [3000, 2 << 20, 0, 5])
+    copy = staging.stage("prince", timestep_id, source, "this one")
+    before = contents(copy)
+    for place in (other, source.with_name("gone")):
+        assert staging.find("prince", timestep_id, place, "the other one") is None
+        with pytest.raises(CopyOfAnother, match=f"is the copy of {source}"):
+            staging.stage("prince", timestep_id, place, "the other one")
+    (copy / "more").touch()
+    with pytest.raises(CopyOfAnother):
+        staging.stage("prince", timestep_id, other, "the other one")
+    (copy / "more").unlink()
+    shutil.rmtree(source)
+    sound = staging.find("prince", timestep_id, source, "this one")
+    assert sound
+    assert contents(sound.directory) == before
+
+
+def test_a_copy_of_an_older_release_serves_whoever_asks(staging: Staging, source: Path) -> None:
+    timestep_id = uuid4()
+    copy = staging.stage("prince", timestep_id, source)
+    record = copy.with_name(f"{timestep_id.hex}.json")
+    record.write_text(json.dumps(json.loads(record.read_text())["files"]))
+    found = staging.find("prince", timestep_id, source, "what was announced")
+    assert found
+    assert found.directory == copy
+
+
+def test_a_copy_that_holds_what_its_source_has_lost_is_set_aside_and_stays(staging: Staging, source: Path) -> None:
+    timestep_id, image, lost = uuid4(), "Img/Img_r00_c00.tif", "Img/Img_r01_c00.tif"
+    copy = staging.stage("prince", timestep_id, source)
+    before = contents(copy)
+    (copy / "more").touch()
+    (source / lost).unlink()
+    staging.stage("prince", timestep_id, source)
+    (aside,) = staging.replaced("prince")
+    assert before.items() <= contents(aside).items()
+    assert staging.used() == sum(map(len, [*before.values(), *contents(source).values()]))
+    # Altered at the source, so that nobody else has what was copied first; and once more.
+    for content in (b"altered".ljust(3000), b"again".ljust(3000)):
+        (source / image).write_bytes(content)
+        staging.stage("prince", timestep_id, source)
+    kept = staging.replaced("prince")
+    assert len(kept) == 3
+    assert before[image] in [contents(path).get(image) for path in kept]
+    staging.clean("prince", older_than=0)
+    assert staging.replaced("prince") == kept
+    # Somebody has a part of it, and at last all of it.
+    hashes = [hashlib.sha256(content).hexdigest() for path in kept for content in contents(path).values()]
+    staging.drop_replaced("prince", timestep_id, hashes[:1])
+    assert staging.replaced("prince") == kept
+    staging.drop_replaced("prince", timestep_id, hashes)
+    assert staging.replaced("prince") == []
+    assert sorted(path.name for path in copy.parent.iterdir()) == [timestep_id.hex, f"{timestep_id.hex}.json"]
+
+
+@pytest.mark.parametrize("crash_at", range(4))
 def test_a_damaged_copy_is_there_until_the_new_one_is_whole_whenever_that_dies(
     staging: Staging, source: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +408,28 @@ def test_the_upload_reads_the_copy_where_it_is_sound_and_the_source_where_not(
     shutil.rmtree(source)
     from_copy = upload(timestep, settings, object_store, event_log)
     assert (from_copy.sha256, from_copy.layout_digest) == (from_source.sha256, from_source.layout_digest)
+
+
+def test_a_copy_without_the_announced_images_is_passed_over(
+    settings: Settings, object_store: ObjectStore, event_log: EventLog, timestep: Ingested
+) -> None:
+    assert settings.data_dir is not None
+    source = settings.data_dir / "prince" / "t1"
+    staging = Staging.from_settings(settings)
+    for sizes in ([3000], [3000, 4000, 5]):
+        shutil.rmtree(source)
+        make_images(source, sizes)
+        copy = staging.stage("prince", timestep.timestep_id, source, timestep.digest)
+        shutil.rmtree(source)
+        with pytest.raises(InvalidEventFile, match="can't be read"):
+            upload(timestep, settings, object_store, event_log)
+        make_images(source, sizes)
+        shutil.rmtree(copy)
+    # With the one more that was accepted.
+    copy = staging.stage("prince", timestep.timestep_id, source, timestep.digest)
+    shutil.rmtree(source)
+    warned = timestep.model_copy(update={"warnings": ["one more"]})
+    assert len(upload(warned, settings, object_store, event_log).images) == 3
 
 
 def test_a_bit_that_flips_after_the_copy_was_found_is_not_uploaded(

@@ -357,6 +357,30 @@ def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
     assert_stored(run_settings, object_store, event, "bowie")
 
 
+def test_what_another_event_announces_under_the_same_id_gets_into_no_copy(
+    run_settings: Settings, event_log: EventLog, object_store: ObjectStore
+) -> None:
+    ImagingSystem(staging="always").save("celia", overwrite=True)
+    event = drop(run_settings, "celia")
+    source = cast(Path, run_settings.data_dir) / "celia" / event.img_dir
+    away = source.with_name("away")
+
+    async def test() -> None:
+        async with working(event_ingester, settings=run_settings):
+            await until(lambda: said(event_log, Ingested), "taking it in")
+            # From now on, the copy is all that there is of it.
+            source.rename(away)
+            drop(run_settings, "celia", timestep_id=str(event.timestep_id))
+            await until(lambda: said(event_log, Rejected), "rejecting the other one")
+        async with working(upload_worker, settings=run_settings):
+            await until(lambda: said(event_log, Uploaded), "the upload")
+
+    asyncio.run(test())
+    assert "was announced before with other content" in said(event_log, Rejected)[0].reason
+    away.rename(source)
+    assert_stored(run_settings, object_store, event, "celia")
+
+
 def test_the_nightly_flows_do_what_the_systems_block_says_and_find_nothing_amiss(
     run_settings: Settings, event_log: EventLog, engine: Engine
 ) -> None:
