@@ -1,10 +1,12 @@
 """Who else has images in a timestep's directory, so that a purge would delete more than that timestep's."""
 
 import time
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from blocks.event_log import EventLog
 from blocks.fingerprint import Fingerprint
+from blocks.image_directory import NotAllowed
 from blocks.imaging_system import ImagingSystem
 from blocks.purgeable import NotProven, Purgeable, PurgeableTimesteps, Spelling
 
@@ -19,7 +21,7 @@ class Claims:
         self._system = system
         self._log = log
         self._timesteps = timesteps
-        self._announced: dict[str, str] = {}
+        self._announced: dict[str, set[str]] = {}
         self._alike: dict[str, list[Spelling]] = {}
         self._read_at = float("-inf")
 
@@ -33,12 +35,11 @@ class Claims:
         if time.monotonic() - self._read_at > _REMEMBER_SECONDS:
             self._read()
         own = PurePosixPath(timestep.row.image_dir)
-        for img_dir, event_file in self._announced.items():
+        for img_dir, event_files in self._announced.items():
             other = PurePosixPath(img_dir)
-            if event_file == timestep.ingested.event_file:
-                continue
-            if own.is_relative_to(other) or other.is_relative_to(own):
-                raise NotProven(f"{event_file} announces {img_dir} too")
+            others = event_files - {timestep.ingested.event_file}
+            if others and (own.is_relative_to(other) or other.is_relative_to(own)):
+                raise NotProven(f"{min(others)} announces {img_dir} too")
         self._timesteps.check_unshared(timestep.row)
         for path in (own, *own.parents):
             for other_name in self._alike.get(str(path), ()):
@@ -51,17 +52,22 @@ class Claims:
         alike = self._timesteps.spelled_alike(self._system.name, announced)
         self._announced, self._alike, self._read_at = announced, alike, time.monotonic()
 
-    def _announced_directories(self) -> dict[str, str]:
-        """By image directories, which event file that is not dealt with announces each."""
+    def _announced_directories(self) -> dict[str, set[str]]:
+        """By image directories, which event files that are not dealt with announce each."""
         concluded = self._log.register.concluded(self._system.name)
-        announced = {}
+        announced: dict[str, set[str]] = defaultdict(set)
         for name, status in self._system.event_files():
             known = concluded.get(name)
             verdict = Fingerprint.model_validate_json(known) if known else None
             if verdict and verdict.access is None and verdict.file == Fingerprint.state_of(status):
                 continue
-            if img_dir := self._system.announced_directory(name):
-                announced[img_dir] = name
+            try:
+                directories = self._system.announced_directories(name)
+            except NotAllowed as error:
+                place = self._system.directory / name
+                raise NotProven(f"{place} may announce its images too, which can't be told: {error}") from error
+            for img_dir in directories:
+                announced[img_dir].add(name)
         return announced
 
     def _are_one(self, path: str, other: str) -> bool:

@@ -21,6 +21,7 @@ from sqlmodel import Session, select
 
 from blocks import deletion, mounts, s3_object
 from blocks.expiry import ExpiryRules
+from blocks.imaging_system import ImagingSystem
 from blocks.lease import Lease, LeaseLost
 from blocks.messages import Ingested, LogEvent, SourcePurged
 from blocks.purge_proof import Proven, prove_files
@@ -151,6 +152,10 @@ def _announce_again(lab: Lab, timestep: Ingested, img_dir: str = "") -> None:
     (lab.home / "events" / "another.json").write_text(json.dumps(event))
 
 
+def _announce_with(lab: Lab, content: str) -> None:
+    (lab.home / "events" / "another.json").write_text(content)
+
+
 def _announce_anew(lab: Lab, timestep: Ingested) -> None:
     """By a file that was taken in as something else before."""
     lab.drop(name="another")
@@ -226,6 +231,22 @@ STAYS: dict[str, tuple[Callable[[Lab, Ingested], object], str]] = {
     ),
     "announced by a file that said something else": (_announce_anew, "events/another.json announces"),
     "announced by a rejected file": (_announce_in_vain, "events/another.json announces"),
+    "announced by a file with a wrong field": (
+        lambda lab, it: _announce_with(lab, f'{{"img_count": -2, "img_dir": "./{it.event.img_dir}/"}}'),
+        "events/another.json announces",
+    ),
+    "announced by a file that names two": (
+        lambda lab, it: _announce_with(lab, f'{{"path": "{it.event.img_dir}", "path": "t2"}}'),
+        "events/another.json announces",
+    ),
+    "announced by a file half-written": (
+        lambda lab, it: _announce_with(lab, f'{{"img_dir" : "{it.event.img_dir}", "img_co'),
+        "events/another.json announces",
+    ),
+    "announced by a file too large": (
+        lambda lab, it: _announce_with(lab, f'{{"x": "{"x" * 200_000}", "img_dir": "{it.event.img_dir}"}}'),
+        "events/another.json announces",
+    ),
     "announced by another case": (
         lambda lab, it: _announce_as(lab, it, str.upper),
         "on this share,",
@@ -277,6 +298,39 @@ def test_what_is_not_proven_stays_with_its_reason(
         _unmount(lab)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_event_file_about_a_directory_counts_in_whatever_order_they_are_listed(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    timestep = lab.arrived()
+    lab.log.register.forget(lab.system.name, timestep.event_file)
+    _announce_again(lab, timestep)
+    listed = sorted(lab.system.event_files())[::order]
+    monkeypatch.setattr(ImagingSystem, "event_files", lambda _: iter(listed))
+    (outcome,) = lab.purge()
+    assert "events/another.json announces" in outcome.kept
+
+
+def test_an_event_file_that_we_may_not_read_may_announce_anything(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        lab.arrived()
+    before = lab.files()
+    _announce_with(lab, "{}")
+    os_open = os.open
+
+    def refuse(path: Any, *rest: Any, **options: Any) -> int:
+        if str(path).endswith("another.json"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os_open(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        outcomes = lab.purge()
+    assert ["events/another.json may announce its images too" in one.kept for one in outcomes] == [True, True]
+    assert {name: content for name, content in lab.files().items() if "another" not in name} == before
+    assert [one.kept for one in lab.purge()] == ["", ""]
+
+
 def test_names_that_are_alike_may_be_of_two_directories(lab: Lab) -> None:
     for img_dir in ("t1", "T1", "both/t2"):
         lab.arrived(img_dir=img_dir)
@@ -290,7 +344,7 @@ def test_names_that_are_alike_may_be_of_two_directories(lab: Lab) -> None:
 
 def test_an_object_that_goes_while_the_files_are_compared_keeps_them(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     timestep = lab.drop()
-    copy = lab.staging.stage(lab.system.name, timestep.timestep_id, lab.home / timestep.event.img_dir)
+    copy = lab.stage(timestep)
     lab.upload(timestep)
     before = lab.files()
     for where, do in (("flows.purge", lab.purge), ("flows.purge_staging", lab.purge_staging)):
@@ -380,7 +434,7 @@ def test_what_was_altered_between_its_copy_and_its_upload_stays(lab: Lab) -> Non
     timestep, other = lab.drop(), lab.drop()
     time.sleep(1.2)
     for one in (timestep, other):
-        lab.staging.stage(lab.system.name, one.timestep_id, lab.home / one.event.img_dir)
+        lab.stage(one)
     alter(image_of(lab, timestep))
     time.sleep(1.2)
     for one in (timestep, other):
