@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -15,9 +14,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from blocks.discovery import is_event_file
 from blocks.errors import ArchiverError
+from blocks.event_content import claimed_directories, read_content
 from blocks.event_file import MAX_EVENT_FILE_BYTES, ImagingEvent, InvalidEventFile, parse_event_file
 from blocks.fingerprint import Fingerprint
-from blocks.image_directory import faults, image_directory
+from blocks.image_directory import NotAllowed, faults, image_directory
 from blocks.image_survey import Survey
 from blocks.mounts import mount_of
 
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # A source with less room than this part of its disk is emptied by staging.
 _NEARLY_FULL = 0.1
+# Of an event file that is too large, so much is looked through for the directories that it names.
+_MOST_OF_WRONG_BYTES = 1 << 24
 
 
 class ImagesMissing(Exception):
@@ -186,27 +188,28 @@ class ImagingSystem(Block):
             InvalidEventFile: when it is not a regular file, or not a valid event.
             OSError: when it is not there, or its mount fails.
         """
-        path = self.directory / event_file
-        with faults("it can't be opened"):
-            # O_NONBLOCK: opening a fifo must not wait for somebody to write to it.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise InvalidEventFile("it is not a regular file")
-        with os.fdopen(descriptor, "rb") as file:
-            content = file.read(MAX_EVENT_FILE_BYTES + 1)
+        content = read_content(self.directory / event_file, MAX_EVENT_FILE_BYTES + 1)
         return parse_event_file(content, ZoneInfo(self.time_zone))
 
-    def announced_directory(self, event_file: str) -> str:
-        """The image directory that an event file names, though it may not be valid otherwise; empty if none.
+    def announced_directories(self, event_file: str) -> set[str]:
+        """The image directory that an event file announces, or all that it names where it is not valid otherwise.
 
         Raises:
+            NotAllowed: when we may not read it.
             OSError: when its mount fails.
         """
         try:
-            return self.read_event(event_file).img_dir
+            return {self.read_event(event_file).img_dir}
+        except FileNotFoundError:
+            return set()
+        except NotAllowed:
+            raise
+        except InvalidEventFile:
+            pass
+        try:
+            return claimed_directories(read_content(self.directory / event_file, _MOST_OF_WRONG_BYTES), self.directory)
         except (InvalidEventFile, FileNotFoundError):
-            return ""
+            return set()  # a link, a pipe or a device: it announces nothing, and never will
 
     def survey(self, event: ImagingEvent, *, headers: bool = True) -> Survey:
         """What there is of an event's images.

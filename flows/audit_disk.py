@@ -16,6 +16,7 @@ from blocks.event_file import ImagingEvent, InvalidEventFile
 from blocks.event_log import EventLog
 from blocks.findings import Finding
 from blocks.fingerprint import Fingerprint
+from blocks.image_directory import NotAllowed
 from blocks.image_survey import IMAGE_SUFFIXES
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Ingested
@@ -54,6 +55,8 @@ class _Audit:
         # What is announced by event files that are not dealt with.
         self._announced: set[str] = set()
         self._ancestors: set[str] = set()
+        # Whether that is known of all of them.
+        self._is_all_read = True
 
     def event_files(self, found: dict[str, os.stat_result]) -> Iterator[Finding]:
         """Those that no timestep tells of, and nobody rejected."""
@@ -64,7 +67,15 @@ class _Audit:
             # The row is about the file that was there then; another one may have been put in its place.
             if event_file in recorded and _is_concluded(conclusions[event_file], status):
                 continue
-            self._announce(self._system.announced_directory(event_file))
+            try:
+                self._announce(self._system.announced_directories(event_file))
+            except NotAllowed as error:
+                self._is_all_read = False
+                yield Finding(
+                    "event file that can't be read",
+                    f"{self._system.directory / event_file}: {error}",
+                    "let us read it: until then, nothing of this system is purged, nor told to have no event",
+                )
             # A rejected file is listed already, with its reason.
             if event_file in rejected or status.st_mtime > self._latest:
                 continue
@@ -103,16 +114,16 @@ class _Audit:
                 yield from self.directories(path)
                 continue
             images, changed_at = _images_below(self._system.directory / path)
-            if images and changed_at < self._latest:
+            if images and changed_at < self._latest and self._is_all_read:
                 yield Finding(
                     "images that no event announces",
                     f"{self._system.directory / path}: {images}",
                     "write an event file for them, or remove them; this is for a person to decide",
                 )
 
-    def _announce(self, directory: str) -> None:
-        self._announced.add(directory)
-        self._ancestors.update(map(str, PurePosixPath(directory).parents))
+    def _announce(self, directories: set[str]) -> None:
+        self._announced |= directories
+        self._ancestors.update(str(parent) for directory in directories for parent in PurePosixPath(directory).parents)
 
     def _known(self, event_files: Iterable[str]) -> tuple[set[str | None], set[str]]:
         """Which of these event files a timestep tells of, and which are rejected."""

@@ -1,8 +1,10 @@
 """The audit finds what is missing on either side, and has it go its way again."""
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -342,6 +344,26 @@ def test_images_that_no_event_announces_are_found_wherever_they_lie(lab: Lab) ->
     again = {"img_dir": "other", "timestep_id": str(uuid4())}
     (lab.prince.events / "2.json").write_text(json.dumps(event | again))
     assert lab.kinds().count("images that no event announces") == 1
+
+
+def test_images_that_a_wrong_event_file_names_are_announced(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lab.prince.directory / "t1").mkdir(parents=True)
+    (lab.prince.directory / "t1" / "1.tif").write_bytes(tiff())
+    event_file = lab.prince.events / "1.json"
+    event_file.write_text('{"img_count": -2, "img_dir": "t1"}')
+    lab.ingest_file("1.json")
+    assert lab.kinds() == []
+    event_file.write_text("{}")
+    assert lab.kinds() == ["images that no event announces"]
+    os_open = os.open
+
+    def refuse(path: Any, *rest: Any, **options: Any) -> int:
+        if path == event_file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os_open(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert lab.kinds() == ["event file that can't be read"]
 
 
 def test_what_comes_into_a_directory_after_its_upload_is_told(lab: Lab) -> None:
