@@ -113,10 +113,10 @@ class Lab:
         self.record()
         return outcomes
 
-    def purge_staging(self, **policy: Any) -> list[Outcome]:
+    def purge_staging(self, *, do_it: bool = True, **policy: Any) -> list[Outcome]:
         system = self.system.model_copy(update={"staging_retention_hours": 0, **policy})
         timesteps = PurgeableTimesteps(self.engine)
-        outcomes = list(StagingPurge(system, timesteps, self.store, self.log, self.staging, do_it=True).run())
+        outcomes = list(StagingPurge(system, timesteps, self.store, self.log, self.staging, do_it=do_it).run())
         self.record()
         return outcomes
 
