@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -19,9 +20,12 @@ from blocks.findings import Finding, NotFixed
 from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
+from blocks.staging import Staging
+from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.system_seen import SystemSeen
 from flows.audit_bucket import audit_bucket, audit_leftovers, audit_timesteps
 from flows.audit_disk import audit_disk
+from flows.audit_staging import audit_staging
 from flows.audit_stream import audit_stream
 from flows.elsewhere import ask_elsewhere
 from flows.purge import configured_systems
@@ -62,6 +66,7 @@ def find(
                     yield from audit_disk(system, log, reader, grace.total_seconds())
                 except OSError as error:
                     yield Finding("disk that can't be read", f"{system.directory}: {error}", "mount it, or mend it")
+            yield from _staging(systems, settings, reader, grace, only_disks=only_disks)
             if not only_disks:
                 yield from audit_timesteps(log, reader, grace)
                 yield from audit_stream(log, reader, grace)
@@ -70,6 +75,22 @@ def find(
             yield from audit_disks(systems, settings, reader)
     finally:
         engine.dispose()
+
+
+def _staging(
+    systems: list[ImagingSystem], settings: Settings, engine: Engine, grace: timedelta, *, only_disks: bool
+) -> Iterator[Finding]:
+    if not settings.staging_dir:
+        return
+    staging = Staging.from_settings(settings)
+    names = [system.name for system in systems]
+    try:
+        if not only_disks:
+            # Those of shares that are away, too.
+            names = [name for name in staging.systems() if name != FLIGHT_CHECK and settings.reaches(name)]
+        yield from audit_staging(names, staging, engine, time.time() - grace.total_seconds())
+    except OSError as error:
+        yield Finding("disk that can't be read", f"{settings.staging_dir}: {error}", "mount it, or mend it")
 
 
 def audit_disks(systems: list[ImagingSystem], settings: Settings, engine: Engine) -> Iterator[Finding]:

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Select
 from sqlmodel import Session, col, select
 
 from blocks.bulk import among
@@ -20,7 +21,7 @@ from blocks.tables import Timestep, TimestepImage
 def audit_directories(
     system: ImagingSystem, engine: Engine, directories: Sequence[str], latest: float
 ) -> Iterator[Finding]:
-    """Files that came after the upload, or were replaced by others of another size.
+    """Files that came after the upload, or were replaced by others of another size, or are back after a purge.
 
     Only those are compared that changed since their event files were written, by the clock of their share alone.
 
@@ -31,10 +32,23 @@ def audit_directories(
     Raises:
         OSError: when the disk can't be read.
     """
-    for path, timesteps in _uploaded(system, engine, directories).items():
+    found, purged = _uploaded(system, engine, directories)
+    for path, timesteps in found.items():
         directory = system.directory / path
         names, changed_at = _names_below(directory)
-        if not names or changed_at > latest or changed_at < _written_at(system, timesteps.values()):
+        if not names or changed_at > latest:
+            continue
+        if path in purged:
+            more = _not_stored(directory, names, _stored(engine, timesteps))
+            yield Finding(
+                "files of a purged timestep are back",
+                f"{directory}: {len(names)}, as {min(names)!a}"
+                + (f"; {len(more)} of them are not in the object, as {more[0]!a}" if more else ""),
+                "no purge looks there again: see who put them back, keep what is not in the object, and remove the "
+                "rest",
+            )
+            continue
+        if changed_at < _written_at(system, timesteps.values()):
             continue
         if more := _not_stored(directory, names, _stored(engine, timesteps)):
             yield Finding(
@@ -45,21 +59,23 @@ def audit_directories(
             )
 
 
-def _uploaded(system: ImagingSystem, engine: Engine, directories: Sequence[str]) -> dict[str, dict[UUID, str | None]]:
-    """The directories with nothing but uploaded timesteps, whose source is there: these, with their event files."""
+def _uploaded(
+    system: ImagingSystem, engine: Engine, directories: Sequence[str]
+) -> tuple[dict[str, dict[UUID, str | None]], set[str]]:
+    """The directories with nothing but uploaded timesteps: these, with their event files; and which were purged."""
     row = Timestep
-    is_there = col(row.uploaded_at).is_not(None) & col(row.source_purged_at).is_(None)
-    query = select(row.image_dir, row.id, row.event_file, is_there).where(
-        row.system == system.name, among(row.image_dir, directories)
-    )
+    columns: list[Any] = [row.image_dir, row.id, row.event_file, row.uploaded_at, row.source_purged_at]
+    query: Select[Any] = select(*columns).where(col(row.system) == system.name, among(row.image_dir, directories))
     found: dict[str, dict[UUID, str | None]] = defaultdict(dict)
-    others = set()
+    others, purged = set(), set()
     with Session(engine) as session:
-        for path, id, event_file, is_uploaded in session.exec(query):
+        for path, id, event_file, uploaded_at, purged_at in session.execute(query):
             found[path][id] = event_file
-            if not is_uploaded:
+            if uploaded_at is None:
                 others.add(path)
-    return {path: found[path] for path in sorted(found) if path not in others}
+            if purged_at is not None:
+                purged.add(path)
+    return {path: found[path] for path in sorted(found) if path not in others}, purged
 
 
 def _written_at(system: ImagingSystem, event_files: Iterable[str | None]) -> float:

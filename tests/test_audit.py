@@ -28,6 +28,7 @@ from blocks.listing import list_objects
 from blocks.messages import Failed, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore, ObjectStoreError
 from blocks.settings import Settings
+from blocks.staging import Staging
 from blocks.tables import Timestep, TimestepEvent
 from flows.audit import audit_and_tell, find, report
 from flows.audit_bucket import audit_bucket, audit_timesteps
@@ -389,6 +390,55 @@ def test_what_comes_into_a_directory_after_its_upload_is_told(lab: Lab) -> None:
     # Until an event file announces what is new, and what is new below belongs to that.
     shutil.rmtree(late / "Img" / "deep")
     assert len(lab.found()) == 1
+
+
+def test_what_is_back_after_a_purge_is_told(lab: Lab) -> None:
+    timestep = lab.take_in("1.json")
+    lab.upload(timestep)
+    directory = lab.prince.directory / timestep.event.img_dir
+    image = next(path for path in directory.rglob("*") if path.is_file())
+    content = image.read_bytes()
+    assert lab.found() == []
+    with Session(lab.engine) as session, session.begin():
+        session.execute(update(Timestep).values(source_purged_at=func.now()))
+    shutil.rmtree(directory)
+    (lab.prince.events / "1.json").unlink()
+    assert lab.found() == []
+    image.parent.mkdir(parents=True)
+    assert lab.found() == []
+    image.write_bytes(content)
+    assert lab.found(timedelta(hours=1)) == []
+    (finding,) = lab.found()
+    name = str(image.relative_to(directory))
+    assert finding.kind == "files of a purged timestep are back"
+    assert finding.subject == f"{directory}: 1, as {name!a}"
+    assert finding.fix is None
+    image.write_bytes(b"another")
+    (finding,) = lab.found()
+    assert finding.subject.endswith(f"1 of them are not in the object, as {name!a}")
+
+
+def test_copies_that_nothing_will_delete_are_told(lab: Lab) -> None:
+    staging = Staging.from_settings(lab.settings)
+    timestep = lab.take_in("1.json")
+    source = lab.prince.directory / timestep.event.img_dir
+    staging.stage("prince", timestep.timestep_id, source, timestep.digest)
+    lab.upload(timestep)
+    assert lab.found() == []
+    # Its system's share is away, or it is of another system.
+    unknown = staging.stage("aretha", timestep.timestep_id, source)
+    (unknown / "more").touch()
+    assert lab.found(timedelta(hours=1)) == []
+    next(path for path in sorted(source.rglob("*")) if path.is_file()).write_bytes(tiff(b"altered"))
+    staging.stage("aretha", timestep.timestep_id, source)
+    (aside,) = staging.replaced("aretha")
+    assert [(finding.kind, finding.subject) for finding in lab.found()] == [
+        ("copy that no timestep tells of", str(unknown)),
+        ("copy that was set aside", str(aside)),
+    ]
+    assert lab.found(timedelta(hours=1)) == []
+    only = find([ImagingSystem(name="prince", root=lab.root)], lab.settings, AGO, AGO, only_disks=True)
+    assert list(only) == []
 
 
 MANY = 6_000
