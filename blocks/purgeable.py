@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple, cast
 from uuid import UUID
 
+from pydantic import ValidationError
 from sqlalchemy import Engine, text, tuple_
 from sqlmodel import Session, col, or_, select
 
@@ -105,7 +106,7 @@ class PurgeableTimesteps:
         """All that has to be known of one of them.
 
         Raises:
-            NotProven: when the history does not tell it.
+            NotProven: when the history does not tell it, or what it tells can't be read.
         """
         event = TimestepEvent
         first = select(event.data).where(event.timestep_id == row.id, event.type == Ingested.type)
@@ -122,10 +123,13 @@ class PurgeableTimesteps:
                 raise NotProven("its history does not tell its event file")
             if not images:
                 raise NotProven("it is not known what is in its object")
-            known = {image.name: Image(**image.model_dump(exclude={"timestep_id"})) for image in images}
             is_replaced = row.id in replaced_objects(session, {cast(str, row.key)})
-        ingested = Ingested.model_validate(data)
-        notices = [Archived.model_validate(notice) for notice in said]
+        try:
+            known = {image.name: Image(**image.model_dump(exclude={"timestep_id"})) for image in images}
+            ingested = Ingested.model_validate(data)
+            notices = [Archived.model_validate(notice) for notice in said]
+        except ValidationError as error:
+            raise NotProven(f"its history can't be read: {error}") from error
         if is_replaced:
             # One that does not name its ETag may be late, and about the object that was there before.
             notices = [notice for notice in notices if notice.etag == row.etag]

@@ -7,6 +7,7 @@ durable, with `<timestep_id>.json` beside it, which says what its files hash to,
 import fcntl
 import logging
 import os
+import re
 import shutil
 import stat
 import time
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # So much of the disk always stays free, whatever the budget says.
 _RESERVE = 0.05
+# A timestep's id, as its copy has it for a name.
+_COPY = re.compile("[0-9a-f]{32}")
 
 
 class StagingFull(ArchiverError):
@@ -244,4 +247,4 @@ class Staging:
 
 
 def _is_copy(path: Path) -> bool:
-    return len(path.name) == 32 and path.is_dir()
+    return _COPY.fullmatch(path.name) is not None and path.is_dir()

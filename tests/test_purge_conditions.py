@@ -14,19 +14,19 @@ from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import update
-from sqlmodel import Session
+from sqlalchemy import or_, update
+from sqlmodel import Session, col
 from typer.testing import CliRunner
 
 from blocks import mounts
 from blocks.deletion import delete_empty_directories, delete_files
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import Lease, LeaseLost
-from blocks.messages import Ingested
+from blocks.messages import Archived, EventData, Ingested
 from blocks.purgeable import PurgeableTimesteps
 from blocks.settings import Settings
 from blocks.source_file import find_sources
-from blocks.tables import Timestep, TimestepImage
+from blocks.tables import Timestep, TimestepEvent, TimestepImage
 from flows import cli
 from flows.outcome import take_in
 from flows.purge import SourcePurge, configured_systems, staged_systems
@@ -208,6 +208,61 @@ def test_a_dry_run_asks_for_the_object_too(lab: Lab) -> None:
     lab.store.client.delete_object(Bucket=lab.store.bucket_name, Key=timestep.event.key)
     for outcome in (*lab.purge(do_it=False), *lab.purge_staging(do_it=False)):
         assert "is gone from the bucket" in outcome.kept
+
+
+def _expire(lab: Lab, days: int) -> None:
+    rule: Any = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": "images/"}, "Expiration": {"Days": days}}
+    lab.store.client.put_bucket_lifecycle_configuration(
+        Bucket=lab.store.bucket_name, LifecycleConfiguration={"Rules": [rule]}
+    )
+
+
+def test_a_copy_whose_object_expires_soon_stays_unless_the_source_has_all_images_or_a_tape(lab: Lab) -> None:
+    there, gone = lab.drop(), lab.drop()
+    for timestep in (there, gone):
+        lab.stage(timestep)
+        lab.upload(timestep, archive=False)
+    image_of(lab, gone).unlink()
+    _expire(lab, 2)
+    kept, deleted = sorted(lab.purge_staging(), key=lambda outcome: not outcome.kept)
+    assert "and the bucket deletes its object in 2 days" in kept.kept
+    assert deleted.kept == ""
+    assert lab.staging.copies(lab.system.name) == [gone.timestep_id]
+    lab.archive(gone)
+    lab.record()
+    assert [outcome.kept for outcome in lab.purge_staging()] == [""]
+
+
+def test_a_copy_under_the_name_of_another_system_is_none_of_the_timestep(lab: Lab, make_lab: Callable[[], Lab]) -> None:
+    timestep, other = lab.arrived(), make_lab()
+    copy = other.staging.stage(other.system.name, timestep.timestep_id, lab.home / timestep.event.img_dir)
+    assert other.purge_staging() == []
+    assert copy.exists()
+
+
+@pytest.mark.parametrize("type", [Ingested, Archived])
+def test_a_history_that_can_not_be_read_keeps_one_timestep_and_no_other(lab: Lab, type: type[EventData]) -> None:
+    timestep, other = lab.arrived(), lab.arrived()
+    with Session(lab.engine) as session, session.begin():
+        key = timestep.event.key
+        is_its = or_(col(TimestepEvent.timestep_id) == timestep.timestep_id, col(TimestepEvent.key) == key)
+        session.execute(update(TimestepEvent).where(is_its, col(TimestepEvent.type) == type.type).values(data={}))
+    kept, deleted = sorted(lab.purge(), key=lambda outcome: not outcome.kept)
+    assert "its history can't be read" in kept.kept
+    assert deleted.kept == ""
+    assert image_of(lab, timestep).exists()
+    assert not image_of(lab, other).exists()
+
+
+def test_a_stray_directory_in_staging_keeps_no_copy(lab: Lab) -> None:
+    timestep = lab.drop()
+    copy = lab.stage(timestep)
+    lab.upload(timestep)
+    stray = copy.with_name("not-a-timestep-but-as-long-as-it")
+    assert len(stray.name) == 32
+    stray.mkdir()
+    assert [outcome.kept for outcome in lab.purge_staging()] == [""]
+    assert stray.is_dir()
 
 
 # --- the files
