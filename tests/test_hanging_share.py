@@ -95,6 +95,30 @@ def test_a_share_is_asked_by_one_thread_however_often_it_hangs(share: Share) -> 
     asyncio.run(test())
 
 
+def test_a_share_that_has_not_answered_for_long_is_not_waited_for_again(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "ANSWER_SECONDS", 2.0)
+
+    async def test() -> None:
+        share.hang()
+        with pytest.raises(SystemAway):
+            await check_answers(share.mount)
+        for _ in range(2):
+            async with asyncio.timeout(0.5):
+                with pytest.raises(SystemAway):
+                    await check_answers(share.mount)
+        share.answer()
+        await until(lambda: not [one for one in threading.enumerate() if one.name.startswith("asks ")], "its answer")
+        share.hang()
+        began = time.monotonic()
+        with pytest.raises(SystemAway):
+            await check_answers(share.mount)
+        assert time.monotonic() - began > 1.9
+
+    asyncio.run(test())
+
+
 def test_work_is_waited_for_while_its_share_answers(share: Share) -> None:
     (share.mount / "image.tif").write_bytes(b"bytes")
 
