@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -30,10 +30,11 @@ class LeaseLost(Exception):
 class Lease:
     """A lease this process holds, prolonged in the background. Use `hold` to get one."""
 
-    def __init__(self, client: redis.Redis, name: str, seconds: float) -> None:
+    def __init__(self, client: redis.Redis, name: str, seconds: float, wanted: Callable[[], bool]) -> None:
         self.name = name
         self._redis = client
         self._seconds = seconds
+        self._wanted = wanted
         self._holder = uuid4().hex
         self._valid_until = 0.0
         self._ended = threading.Event()
@@ -58,7 +59,7 @@ class Lease:
         self._valid_until = asked + self._seconds
 
     def _prolong(self) -> None:
-        while not self._ended.wait(self._seconds / 3):
+        while not self._ended.wait(self._seconds / 3) and self._wanted():
             asked = time.monotonic()
             try:
                 if not self._redis.eval(_PROLONG, 1, self.name, self._holder, str(self._milliseconds)):
@@ -82,16 +83,19 @@ class Lease:
 
 
 @contextmanager
-def hold(client: redis.Redis, name: str, seconds: float = 30) -> Iterator[Lease]:
+def hold(
+    client: redis.Redis, name: str, seconds: float = 30, wanted: Callable[[], bool] = lambda: True
+) -> Iterator[Lease]:
     """Hold the lease `name` for the time of the block.
 
     Args:
         seconds: after which others get it when this process dies.
+        wanted: whether the block's work still is. If not, the lease is left to run out: its thread may hang.
 
     Raises:
         LeaseTaken: if another process holds it.
     """
-    lease = Lease(client, name, seconds)
+    lease = Lease(client, name, seconds, wanted)
     lease._take()
     keeper = threading.Thread(target=lease._prolong, name=f"lease {name}", daemon=True)
     keeper.start()

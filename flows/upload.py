@@ -65,7 +65,7 @@ def upload(
     settings: Settings,
     store: ObjectStore,
     log: EventLog,
-    fence: Callable[[], None] = lambda: None,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Uploaded:
     """Stream a timestep's images into one object and prove what is there.
 
@@ -73,17 +73,18 @@ def upload(
     there already is recognised, and what an attempt that died has sent is not sent again.
 
     Args:
-        fence: raises when it has to stop; asked before every write.
+        wanted: whether to go on; asked before every write.
 
     Raises:
         ImagesMissing, InvalidEventFile: when the images on disk are not those announced any more.
         KeyTaken: when something else is stored under the timestep's key.
         LeaseTaken: while another process uploads the same timestep.
         NotWanted: when it was withdrawn.
+        Stopped: when it is not wanted any more.
     """
     started_at = datetime.now(UTC)
     key = timestep.event.key
-    with hold(log.redis, lease_name(log, key)) as lease:
+    with hold(log.redis, lease_name(log, key), wanted=wanted) as lease:
         # Who withdraws a timestep holds the lease too, after saying so.
         if is_synthetic(timestep.system, timestep.event) and log.register.is_withdrawn(str(timestep.timestep_id)):
             raise NotWanted(f"{key} was withdrawn, so there is nothing to upload")
@@ -96,7 +97,8 @@ def upload(
         journal = RedisJournal(log.redis, store.bucket_name)
 
         def may_write() -> None:
-            fence()
+            if not wanted():
+                raise Stopped(f"the upload of {key} was stopped: its flow run is over")
             lease.check()
 
         stored = store.upload(bundle, key, timestep.timestep_id, journal, may_write)
@@ -216,7 +218,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
 
 
 async def until_stopped(
-    upload: Callable[[Ingested, Settings, ObjectStore, EventLog, Callable[[], None]], Uploaded],
+    upload: Callable[[Ingested, Settings, ObjectStore, EventLog, Callable[[], bool]], Uploaded],
     timestep: Ingested,
     settings: Settings,
     store: ObjectStore,
@@ -224,16 +226,14 @@ async def until_stopped(
 ) -> Uploaded:
     """Upload in a thread. When this is not waited for any more, the upload ends before the next request that writes.
 
+    Its lease runs out then, also while the thread hangs: whoever works on the timestep next may reach its share.
+
     Raises:
         SystemAway: when the share does not answer meanwhile.
     """
     stop = threading.Event()
-
-    def fence() -> None:
-        if stop.is_set():
-            raise Stopped(f"the upload of {timestep.event.key} was stopped: its flow run is over")
-
-    thread = asyncio.ensure_future(asyncio.to_thread(upload, timestep, settings, store, log, fence))
+    work = asyncio.to_thread(upload, timestep, settings, store, log, lambda: not stop.is_set())
+    thread = asyncio.ensure_future(work)
     # Its error is seen, also where nobody waits for it any more.
     thread.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:

@@ -8,19 +8,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from blocks.event_log import EventLog
 from blocks.image_directory import SystemAway
+from blocks.lease import hold
 from blocks.messages import Failed, Ingested, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings
-from flows import shares, system_watch
+from flows import shares, system_watch, upload
 from flows.dispatch import upload_worker
 from flows.shares import check_answers, while_it_answers
+from flows.upload import lease_name, until_stopped
 from flows.watch import event_ingester
 from tests.working import announced, assert_stored, drop, is_done, said, until, working
 
@@ -47,6 +51,15 @@ class Share:
 
     def answer(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """While it hangs: a test that fails would wait for its threads otherwise."""
+        self.hang()
+        try:
+            yield
+        finally:
+            self.answer()
 
     def end(self) -> None:
         self.answer()
@@ -138,6 +151,40 @@ def test_work_is_waited_for_while_its_share_answers(share: Share) -> None:
         assert await while_it_answers(hanging, share.mount) == b"bytes"
 
     asyncio.run(test())
+
+
+def test_the_lease_of_an_upload_that_hangs_runs_out_once_nobody_waits_for_it(
+    share: Share, settings: Settings, event_log: EventLog, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "hold", partial(hold, seconds=1.0))
+    settings = settings.model_copy(update={"data_dir": share.mount.parent})
+    event = drop(settings)
+    timestep = Ingested(timestep_id=event.timestep_id, system="prince", event_file="events/1.json", event=event)
+    lease = lease_name(event_log, event.key)
+    ended = threading.Event()
+
+    def hanging(*args: Any) -> Uploaded:
+        try:
+            return upload.upload(*args)
+        finally:
+            ended.set()
+
+    async def test() -> None:
+        with share.hanging():
+            run = asyncio.ensure_future(until_stopped(hanging, timestep, settings, object_store, event_log))
+            await until(lambda: event_log.redis.exists(lease), "taking the lease")
+            with pytest.raises(SystemAway):
+                await run
+            await asyncio.sleep(1.5)
+            assert not event_log.redis.exists(lease)
+            assert not ended.is_set()
+            stack.enter_context(hold(event_log.redis, lease))
+        await until(ended.is_set, "the end of the thread")
+        assert event_log.redis.exists(lease), "it gave back what is another's"
+
+    with ExitStack() as stack:
+        asyncio.run(test())
+    assert object_store.client.list_objects_v2(Bucket=object_store.bucket_name).get("Contents") is None
 
 
 def test_the_timesteps_of_other_systems_arrive_meanwhile_and_its_own_when_it_answers(
