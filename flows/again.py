@@ -2,12 +2,16 @@
 
 import asyncio
 import random
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run as current_run
 from prefect.states import AwaitingRetry
 from redis.exceptions import RedisError
 
@@ -19,6 +23,8 @@ FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 900.0
 # With these pauses, the last of so many tries comes after about ten hours.
 TRIES = 60
+# How the message of a state ends that counts as one of them.
+_COUNTED = re.compile(r"\(try \d+ of \d+\)$")
 
 
 def elsewhere(system: str) -> str:
@@ -48,6 +54,20 @@ def try_again(reason: str, tries: int, *, longest: float = LONGEST_PAUSE, foreve
     pause = timedelta(seconds=random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, no secret
     count = "" if forever else f" of {TRIES}"
     return AwaitingRetry(scheduled_time=datetime.now(UTC) + pause, message=f"{reason} (try {tries}{count})")
+
+
+async def count_tries() -> int:
+    """How many of the present run's tries failed for what it is about, with this one, since it was given up last.
+
+    Its run count is no measure: a run is begun anew as well after a worker was stopped, or a service or share was away.
+    """
+    tries = 1
+    # As the first one, if it can't be asked: a run must not end for that.
+    with suppress(httpx.HTTPError):
+        async with get_client() as client:
+            for state in await client.read_flow_run_states(UUID(current_run.id)):
+                tries = 1 if state.is_final() else tries + bool(_COUNTED.search(state.message or ""))
+    return tries
 
 
 async def tell(

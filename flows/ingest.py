@@ -24,7 +24,7 @@ from blocks.settings import get_settings
 from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import CopyOfAnother, NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
-from flows.again import TRIES, elsewhere, reason_of, tell, try_again
+from flows.again import TRIES, count_tries, elsewhere, reason_of, tell, try_again
 from flows.looks import look_at
 from flows.outcome import identify, reject, take_in, with_images
 from flows.shares import check_answers
@@ -192,8 +192,8 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
             )
         except OSError as error:
             # A disk that has a bad sector, or no room for a copy. It may pass, but somebody has to hear of it.
-            if current_run.run_count < TRIES:
-                return await waiting(try_again(reason_of(error), current_run.run_count))
+            if (tries := await count_tries()) < TRIES:
+                return await waiting(try_again(reason_of(error), tries))
             raise await rejected(reason_of(error), may_pass=True) from error
         except InvalidEventFile as error:
             raise await rejected(str(error), may_pass=isinstance(error, NotAllowed)) from error

@@ -34,7 +34,7 @@ from blocks.settings import Settings, get_settings
 from blocks.staging import Copy, Staging
 from blocks.synthetic_timestep import is_synthetic
 from blocks.upload_journal import RedisJournal
-from flows.again import TRIES, elsewhere, reason_of, tell, try_again
+from flows.again import TRIES, count_tries, elsewhere, reason_of, tell, try_again
 from flows.shares import check_answers, while_it_answers
 from flows.upload_artifact import publish
 
@@ -170,13 +170,13 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
     settings = get_settings()
     settings.require("data_dir")
     log_about(timestep.timestep_id)
-    tries = current_run.run_count
+    begun = current_run.run_count
     if not settings.reaches(timestep.system):
         # Normally its queue keeps it from such a host; but a run that was asked for by hand may be in another.
-        return try_again(elsewhere(timestep.system), tries, longest=SERVICE_PAUSE, forever=True)
+        return try_again(elsewhere(timestep.system), begun, longest=SERVICE_PAUSE, forever=True)
     with closing(EventLog.from_settings(settings)) as log:
 
-        async def later(error: Exception, **how: Any) -> State[None]:
+        async def later(error: Exception, tries: int = begun, **how: Any) -> State[None]:
             return await tell(try_again(reason_of(error), tries, **how), "upload", timestep.timestep_id, log)
 
         try:
@@ -198,9 +198,10 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
             return await later(error, forever=True)
         except Exception as error:
             # That we may not read the images may pass, like a ticket of their share that has expired.
-            if tries < TRIES and (isinstance(error, NotAllowed) or not isinstance(error, PERMANENT)):
+            may_pass = isinstance(error, NotAllowed) or not isinstance(error, PERMANENT)
+            if may_pass and (tries := await count_tries()) < TRIES:
                 get_run_logger().warning("%s; trying again", reason_of(error))
-                return await later(error)
+                return await later(error, tries)
             failed = Failed(
                 timestep_id=timestep.timestep_id,
                 system=timestep.system,
@@ -208,7 +209,7 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
                 reason=reason_of(error),
                 event=timestep.event,
                 flow_run_id=UUID(current_run.id),
-                attempt=tries,
+                attempt=begun,
             )
             await asyncio.to_thread(conclude, failed, entry_id, log)
             get_run_logger().exception("given up")
