@@ -126,7 +126,8 @@ async def end_lost(runs: list[FlowRun], client: PrefectClient, log: EventLog) ->
         elif await _is_followed(run, client):
             state = Crashed(message=message)
         else:
-            state = try_again(message, max(run.run_count, 1), forever=True)
+            # Soon, however often it was begun: nothing is wrong with its work.
+            state = try_again(message, 1, forever=True)
         await client.set_flow_run_state(run.id, state, force=True)
 
 

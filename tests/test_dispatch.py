@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -237,7 +238,7 @@ def test_a_lost_run_that_nobody_makes_anew_is_taken_up_again(
         async with get_client() as client:
             await drive(runs_by(client, event_log), "retried")
             (retried,) = await runs_of(client, "retried")
-            before: list[State[Any]] = [Failed(), AwaitingRetry()]
+            before: list[State[Any]] = [Failed(), *[Running(), AwaitingRetry()] * 10]
             for state in before:
                 await client.set_flow_run_state(retried.id, state, force=True)
             by_hand = await client.create_flow_run_from_deployment(cast(UUID, retried.deployment_id))
@@ -248,6 +249,8 @@ def test_a_lost_run_that_nobody_makes_anew_is_taken_up_again(
                 lost = cast(State[Any], (await client.read_flow_run(run.id)).state)
                 assert lost.name == "AwaitingRetry"
                 assert "no process executed it" in (lost.message or "")
+                again = cast(datetime, lost.state_details.scheduled_time)
+                assert again < datetime.now(UTC) + timedelta(seconds=10)
 
     asyncio.run(test())
 
