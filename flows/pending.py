@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from blocks.fingerprint import Fingerprint
 
 # Of a backlog, so many files get a run at the same time, so that a new one need not wait for all of them. A run
-# that takes longer than this (seconds) waits for its images, and does not count.
+# that takes longer than this (seconds), once it has begun, waits for its images, and does not count.
 BACKLOG_RUNS = 50
 BACKLOG_RUN_SECONDS = 30.0
 
 
 @dataclass
 class PendingFile:
-    """One of them: since when it looks as it does, when it got a run, and when that was last seen to."""
+    """One of them: since when it looks as it does, since when at most its run is at work, when it was last seen to."""
 
     fingerprint: Fingerprint
     since: float
     began: float | None = None
     driven: float = float("-inf")
 
-    def was_driven(self) -> None:
+    def was_driven(self, *, has_begun: bool) -> None:
         """It has a run, as of now. One that is only looked at again has not begun again."""
         self.driven = time.monotonic()
-        self.began = self.began or self.driven
+        self.began = (self.began if has_begun else None) or self.driven
 
 
 class Pending:

@@ -65,6 +65,13 @@ class Driven:
     is_retry: bool
     look_in: float
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anybody ever executed it: it may wait for its first place, as long as its queue is paused."""
+        if self.state_type == StateType.SCHEDULED:
+            return self.is_retry
+        return self.state_type != StateType.PENDING
+
 
 class Runs:
     """Creates the flow runs of one deployment, at most one live run per piece of work.

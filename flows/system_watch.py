@@ -208,7 +208,7 @@ class SystemWatch:
         if driven and driven.state_type == StateType.CANCELLED and not await asyncio.to_thread(is_done):
             reason = "its flow run was cancelled in Prefect; press Retry on that run, or touch the file"
             await asyncio.to_thread(reject, self._system, event_file, event, reason, pending.fingerprint, self._log)
-        pending.was_driven()
+        pending.was_driven(has_begun=driven is None or driven.has_begun)
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

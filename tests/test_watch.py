@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import httpx
 import pytest
+from prefect.client.schemas.objects import StateType
 from redis.exceptions import ConnectionError as RedisConnectionError
 from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
@@ -706,6 +707,30 @@ def test_runs_that_wait_for_their_images_for_long_hold_up_no_backlog(
         async with watching(root, event_log, ingest):
             await until(lambda: len(ingest.runs) == 6, "a run for each of them")
             await until(lambda: waited() >= timedelta(seconds=1), "telling for how long they wait")
+
+    asyncio.run(test())
+
+
+def test_runs_that_nobody_begins_are_not_followed_by_more(
+    root: Path, event_log: EventLog, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "BACKLOG_RUNS", 2)
+    monkeypatch.setattr(pending, "BACKLOG_RUN_SECONDS", 1.0)
+    monkeypatch.setattr(system_watch, "LOOK_AGAIN_SECONDS", 0.2)
+    prince = Microscope(root)
+    for number in range(6):
+        prince.drop(f"{number}.json")
+    ingest.seconds = 3600.0
+
+    async def test() -> None:
+        async with watching(root, event_log, ingest):
+            for state_type in (StateType.SCHEDULED, StateType.PENDING):
+                ingest.state_type = state_type
+                await until(lambda: len(ingest.runs) == 2, "the first runs")
+                await asyncio.sleep(2.5)
+                assert len(ingest.runs) == 2
+            ingest.state_type = StateType.RUNNING
+            await until(lambda: len(ingest.runs) == 6, "a run for each of them")
 
     asyncio.run(test())
 

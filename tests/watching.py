@@ -39,6 +39,7 @@ class Ingest:
         self.watching: Literal["auto", "native", "polling"] = "native"
         self.strictness: Literal["strict", "accept"] = "strict"
         self.seconds = 0.0
+        self.state_type = StateType.RUNNING
         self.at_once = self.most_at_once = 0
         self._running: set[asyncio.Task[None]] = set()
 
@@ -61,7 +62,7 @@ class Ingest:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self._running.add(asyncio.create_task(self._run_for_a_while(parameters)))
-        return Driven(uuid4(), StateType.RUNNING, False, 0.0)
+        return Driven(uuid4(), self.state_type, False, 0.0)
 
     async def _run_for_a_while(self, parameters: dict[str, Any]) -> None:
         """Like a run in the pool: whoever asked for it does not wait for its end."""
