@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from blocks.flow_run_marks import FlowRunMarks
 from blocks.places import HOLD_SECONDS, Places
 from flows.engine import InProcessEngine
+from flows.threads import to_free_thread
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Executions:
         Raises:
             RedisError: when Redis can't be asked.
         """
-        if not await asyncio.to_thread(self._places.take, holder, limit):
+        if not await to_free_thread(self._places.take, holder, limit):
             return False
         self._holders.add(holder)
         return True
@@ -76,7 +77,7 @@ class Executions:
         self._holders.discard(holder)
         try:
             with anyio.CancelScope(shield=True):
-                await asyncio.to_thread(self._places.give_back, holder)
+                await to_free_thread(self._places.give_back, holder)
         except RedisError as error:
             logger.warning("A place gets free after %g s only, as Redis is away: %s", HOLD_SECONDS, error)
 
@@ -130,8 +131,8 @@ class Executions:
         """Say that these are executed, or all; it is said again before it is forgotten."""
         ids = frozenset(self._under_way if flow_run_ids is None else flow_run_ids)
         try:
-            await asyncio.to_thread(self._marks.beat, ids, seconds=HOLD_SECONDS)
-            await asyncio.to_thread(self._places.keep, frozenset(self._holders))
+            await to_free_thread(self._marks.beat, ids, seconds=HOLD_SECONDS)
+            await to_free_thread(self._places.keep, frozenset(self._holders))
         except RedisError as error:
             logger.warning("Nobody can be told what is executed here: %s: %s", type(error).__name__, error)
 

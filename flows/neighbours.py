@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from blocks.reach import Reach
 from flows.executions import BEAT_SECONDS
 from flows.queues import DEFAULT
+from flows.threads import to_free_thread
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Neighbours:
         """Tell them of this worker, and learn of them, until cancelled."""
         while True:
             try:
-                await asyncio.to_thread(self._tell)
+                await to_free_thread(self._tell)
             except RedisError as error:
                 logger.warning("Nobody can be told which queues are polled: %s: %s", type(error).__name__, error)
             await asyncio.sleep(BEAT_SECONDS)

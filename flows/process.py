@@ -16,6 +16,7 @@ import typer
 
 from blocks.errors import ArchiverError
 from blocks.settings import get_settings
+from flows.threads import use_many_threads
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,7 @@ def run(entrypoint: Coroutine[None, None, None]) -> None:
 
     log()
     loop = asyncio.new_event_loop()
-    # Threads mostly wait, for disks and servers. A mount that hangs must leave some for the others.
-    # There are more than the places of a pool, whose runs may all wait so.
-    loop.set_default_executor(ThreadPoolExecutor(200, thread_name_prefix="archiver"))
+    use_many_threads(loop)
     task = loop.create_task(entrypoint)
 
     def stop(number: int, _frame: object) -> None:

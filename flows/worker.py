@@ -38,6 +38,7 @@ from flows.executions import Executions
 from flows.loading import load
 from flows.neighbours import Neighbours
 from flows.subject import timestep_of
+from flows.threads import use_many_threads
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
 
     async def setup(self) -> None:
         """Connect, once there is something to connect to, and begin to tell what is executed."""
+        use_many_threads(asyncio.get_running_loop())
         await _wait_for_prefect()
         await super().setup()
         # One client for all runs: to connect takes longer than most of what they ask.
