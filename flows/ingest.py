@@ -27,7 +27,7 @@ from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.again import TRIES, count_tries, elsewhere, reason_of, tell, try_again
 from flows.looks import look_at
 from flows.outcome import identify, reject, take_in, with_images
-from flows.shares import check_answers
+from flows.shares import answering
 
 # Between two looks for images that are still arriving (seconds); the pause grows with the time waited.
 SHORTEST_PAUSE = 2.0
@@ -148,54 +148,54 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
     source = await ImagingSystem.configured(system, cast(Path, settings.data_dir), _systems.load)
     began = _began()
     in_time = (datetime.now(UTC) - began).total_seconds() < source.image_deadline_seconds
-    try:
-        await check_answers(source.directory)
-    except SystemAway as error:
-        return try_again(str(error), current_run.run_count, longest=LONGEST_PAUSE, forever=True)
     event: ImagingEvent | None = None
-    # Taken before reading: a change in between makes the watcher look again.
-    seen = await asyncio.to_thread(source.fingerprint, event_file)
     with closing(EventLog.from_settings(settings)) as log:
 
         async def waiting(state: State[None]) -> State[None]:
             return await tell(state, "ingest", event.timestep_id if event else None, log)
 
-        async def rejected(reason: str, *, may_pass: bool = False) -> InvalidEventFile:
-            about = (source, event_file, event, reason, seen, log)
-            return InvalidEventFile(await asyncio.to_thread(reject, *about, may_pass=may_pass))
-
         try:
-            event = await asyncio.to_thread(source.read_event, event_file)
-            log_about(event.timestep_id)
-            check_not_reserved(system, event)
-            seen = await asyncio.to_thread(with_images, seen, source, event_file, event)
-            warnings = await find_images(source, event, in_time=in_time)
-            if await asyncio.to_thread(lambda: source.is_staged):
-                # First of all: what another event announced under the same id must not get into its copy.
-                ingested = await asyncio.to_thread(identify, source, event_file, event, log)
-                await stage(source, event, ingested.digest)
-            ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
-        except StagingFull as error:
-            # Longer than until this run says it again.
-            seconds = 3 * LONGEST_PAUSE
-            await asyncio.to_thread(log.systems.tell_of_no_room, system, str(error), seconds)
-            later = datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE)
-            return await waiting(Scheduled(scheduled_time=later, name="AwaitingSpace", message=f"waiting, as {error}"))
-        except ImagesMissing as error:
-            if in_time:
-                return await waiting(wait_for_images(str(error), began, source))
-            raise await rejected(str(error)) from error
+            async with answering(source.directory):
+                # Taken before reading: a change in between makes the watcher look again.
+                seen = await asyncio.to_thread(source.fingerprint, event_file)
+
+                async def rejected(reason: str, *, may_pass: bool = False) -> InvalidEventFile:
+                    about = (source, event_file, event, reason, seen, log)
+                    return InvalidEventFile(await asyncio.to_thread(reject, *about, may_pass=may_pass))
+
+                try:
+                    event = await asyncio.to_thread(source.read_event, event_file)
+                    log_about(event.timestep_id)
+                    check_not_reserved(system, event)
+                    seen = await asyncio.to_thread(with_images, seen, source, event_file, event)
+                    warnings = await find_images(source, event, in_time=in_time)
+                    if await asyncio.to_thread(lambda: source.is_staged):
+                        # First of all: what another event announced under the same id must not get into its copy.
+                        ingested = await asyncio.to_thread(identify, source, event_file, event, log)
+                        async with answering(cast(Path, settings.staging_dir)):
+                            await stage(source, event, ingested.digest)
+                    ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
+                except StagingFull as error:
+                    # Longer than until this run says it again.
+                    seconds = 3 * LONGEST_PAUSE
+                    await asyncio.to_thread(log.systems.tell_of_no_room, system, str(error), seconds)
+                    later, why = datetime.now(UTC) + timedelta(seconds=LONGEST_PAUSE), f"waiting, as {error}"
+                    return await waiting(Scheduled(scheduled_time=later, name="AwaitingSpace", message=why))
+                except ImagesMissing as error:
+                    if in_time:
+                        return await waiting(wait_for_images(str(error), began, source))
+                    raise await rejected(str(error)) from error
+                except OSError as error:
+                    # A disk that has a bad sector, or no room for a copy. It may pass, but somebody has to hear of it.
+                    if (tries := await count_tries()) < TRIES:
+                        return await waiting(try_again(reason_of(error), tries))
+                    raise await rejected(reason_of(error), may_pass=True) from error
+                except InvalidEventFile as error:
+                    raise await rejected(str(error), may_pass=isinstance(error, NotAllowed)) from error
         except (RedisError, SystemAway) as error:
             # Not about this event file.
             return await waiting(
                 try_again(reason_of(error), current_run.run_count, longest=LONGEST_PAUSE, forever=True)
             )
-        except OSError as error:
-            # A disk that has a bad sector, or no room for a copy. It may pass, but somebody has to hear of it.
-            if (tries := await count_tries()) < TRIES:
-                return await waiting(try_again(reason_of(error), tries))
-            raise await rejected(reason_of(error), may_pass=True) from error
-        except InvalidEventFile as error:
-            raise await rejected(str(error), may_pass=isinstance(error, NotAllowed)) from error
     get_run_logger().info("%s %s takes its way: %s", system, event_file, ingested.event.key)
     return Completed(message="; ".join(["taken in", *warnings]))

@@ -7,12 +7,15 @@ works on it stops waiting when it does not answer.
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TypeVar
+
+import anyio
 
 from blocks.image_directory import SystemAway
 
@@ -53,15 +56,45 @@ async def check_answers(directory: Path, seconds: float | None = None) -> None:
         raise SystemAway(f"{directory} has not answered for {seconds:g} s: does its share hang?")
 
 
-async def while_it_answers(work: "asyncio.Future[T]", directory: Path) -> T:
-    """The result of work on a directory, unless its file system stops to answer.
+async def while_it_answers(work: "asyncio.Future[T]", *directories: Path) -> T:
+    """The result of work on directories, unless the file system of one stops to answer.
 
     Raises:
         SystemAway: when it did. The work is left to itself.
     """
     while not (await asyncio.wait([work], timeout=ASK_SECONDS))[0]:
-        await check_answers(directory, BUSY_SECONDS)
+        for directory in directories:
+            await check_answers(directory, BUSY_SECONDS)
     return work.result()
+
+
+@asynccontextmanager
+async def answering(directory: Path) -> AsyncIterator[None]:
+    """Do what follows as long as the file system of a directory answers. A thread of it is left to itself otherwise.
+
+    Raises:
+        SystemAway: when it does not, also before it begins.
+    """
+    await check_answers(directory)
+    away: list[SystemAway] = []
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        while not away:
+            await asyncio.sleep(ASK_SECONDS)
+            try:
+                await check_answers(directory, BUSY_SECONDS)
+            except SystemAway as error:
+                away.append(error)
+                scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        watching = asyncio.create_task(watch(scope))
+        try:
+            yield
+        finally:
+            watching.cancel()
+    if scope.cancelled_caught:
+        raise away[0]
 
 
 def _ask(directory: Path) -> _Question:

@@ -139,6 +139,11 @@ def source_of(timestep: Ingested, settings: Settings) -> Path:
     return cast(Path, settings.data_dir) / timestep.system
 
 
+def read_by(timestep: Ingested, settings: Settings) -> list[Path]:
+    """The directories that its upload reads, each of which may be a share that hangs."""
+    return [source_of(timestep, settings), *([settings.staging_dir] if settings.staging_dir else [])]
+
+
 def find_images(timestep: Ingested, settings: Settings) -> Path:
     """The directory on the source.
 
@@ -182,7 +187,8 @@ async def upload_timestep(timestep: Json[Ingested], entry_id: str | None = None)
         try:
             # Where the store is and its keys come from the settings, how it is used from the block.
             store = ObjectStore.from_settings(settings).tuned_like(await _object_stores.load(OBJECT_STORE))
-            await check_answers(source_of(timestep, settings))
+            for place in read_by(timestep, settings):
+                await check_answers(place)
             uploaded = await until_stopped(upload, timestep, settings, store, log)
             uploaded = uploaded.model_copy(update={"flow_run_id": UUID(current_run.id)})
             await asyncio.to_thread(conclude, uploaded, entry_id, log)
@@ -238,7 +244,7 @@ async def until_stopped(
     # Its error is seen, also where nobody waits for it any more.
     thread.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
-        return await while_it_answers(thread, source_of(timestep, settings))
+        return await while_it_answers(thread, *read_by(timestep, settings))
     except SystemAway:
         stop.set()
         raise

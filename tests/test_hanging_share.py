@@ -7,21 +7,26 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 
 from blocks.event_log import EventLog
 from blocks.image_directory import SystemAway
+from blocks.imaging_system import ImagingSystem
 from blocks.lease import hold
-from blocks.messages import Failed, Ingested, Uploaded
+from blocks.messages import Failed, Ingested, Rejected, Uploaded
 from blocks.object_store import ObjectStore
-from blocks.settings import Settings
-from flows import shares, system_watch, upload
+from blocks.settings import Settings, get_settings
+from blocks.staging import Staging
+from flows import again, ingest, shares, system_watch, upload
 from flows.dispatch import upload_worker
 from flows.shares import check_answers, while_it_answers
 from flows.upload import lease_name, until_stopped
@@ -64,6 +69,7 @@ class Share:
     def end(self) -> None:
         self.answer()
         subprocess.run(["umount", "-l", str(self.mount)], capture_output=True, check=False)
+        self._process.terminate()
         self._process.wait(10)
 
 
@@ -185,6 +191,80 @@ def test_the_lease_of_an_upload_that_hangs_runs_out_once_nobody_waits_for_it(
     with ExitStack() as stack:
         asyncio.run(test())
     assert object_store.client.list_objects_v2(Bucket=object_store.bucket_name).get("Contents") is None
+
+
+@asynccontextmanager
+async def places(pool: str, limit: int) -> AsyncIterator[None]:
+    """A work pool has so many for a while."""
+    async with get_client() as client:
+        before = (await client.read_work_pool(pool)).concurrency_limit
+        await client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=limit))
+        try:
+            yield
+        finally:
+            await client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=before))
+
+
+def test_an_ingest_that_began_before_its_share_hung_keeps_no_place(
+    share: Share, run_settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: set[UUID] = set()
+    copy = Staging.stage
+
+    def begins(staging: Staging, system: str, timestep_id: UUID, source: Path) -> Path:
+        if system == "prince" and timestep_id not in began:
+            share.hang()
+            began.add(timestep_id)
+        return copy(staging, system, timestep_id, source)
+
+    monkeypatch.setattr(Staging, "stage", begins)
+    monkeypatch.setattr(ingest, "LONGEST_PAUSE", 1.0)
+    ImagingSystem(staging="always").save("prince", overwrite=True)
+    hanging = [drop(run_settings) for _ in range(3)]
+
+    async def test() -> None:
+        async with places("event-ingester", 1), working(event_ingester, settings=run_settings):
+            await until(lambda: began, "beginning to copy")
+            other = drop(run_settings, "aretha")
+            await until(lambda: said(event_log, Ingested), "taking in that of the other system")
+            assert [event.timestep_id for event in said(event_log, Ingested)] == [other.timestep_id]
+            monkeypatch.setattr(Staging, "stage", copy)
+            share.answer()
+            await until(lambda: len(said(event_log, Ingested)) == len(hanging) + 1, "taking in all")
+
+    try:
+        asyncio.run(test())
+    finally:
+        share.answer()
+    assert {event.timestep_id for event in said(event_log, Ingested)} > {event.timestep_id for event in hanging}
+    assert said(event_log, Rejected) == []
+
+
+def test_a_staging_directory_that_hangs_is_told_and_waited_for_without_a_place(
+    share: Share,
+    run_settings: Settings,
+    event_log: EventLog,
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ARCHIVER_STAGING_DIR", str(share.mount))
+    get_settings.cache_clear()
+    monkeypatch.setattr(again, "FIRST_PAUSE", 1.0)
+    event = drop(run_settings, "aretha")
+    announced(event_log, event, "aretha")
+
+    def reason() -> str:
+        wait = event_log.waits.find(event.timestep_id)
+        return wait.reason if wait else ""
+
+    async def test() -> None:
+        with share.hanging():
+            async with working(upload_worker, settings=run_settings):
+                await until(lambda: f"{share.mount} has not answered" in reason(), "giving its place back")
+        async with working(upload_worker, settings=run_settings):
+            await until(lambda: said(event_log, Uploaded), "the upload")
+
+    asyncio.run(test())
 
 
 def test_the_timesteps_of_other_systems_arrive_meanwhile_and_its_own_when_it_answers(
