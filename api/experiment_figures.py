@@ -8,7 +8,8 @@ from sqlmodel import Session, col, func, select
 
 from api.filters import TimestepFilter, asked_for
 from blocks.bulk import among
-from blocks.tables import PositionTally, Timestep, TimestepState, TimestepTally
+from blocks.tables import Timestep, TimestepState
+from blocks.tallies import PositionTally, TimestepTally
 
 
 def figures_of(session: Session, experiment_ids: Sequence[str], asked: TimestepFilter) -> dict[str, Row[Any]]:

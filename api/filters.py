@@ -9,7 +9,8 @@ from sqlmodel import col, func, select
 
 from api.paging import Instant, Paging
 from blocks.event_file import TimestepType
-from blocks.tables import PositionTally, Timestep, TimestepState, TimestepTally
+from blocks.tables import Timestep, TimestepState
+from blocks.tallies import PositionTally, TimestepTally
 
 TIMESTEPS = func.coalesce(func.sum(TimestepTally.timesteps), 0)
 EXPERIMENTS = func.count(col(TimestepTally.experiment_id).distinct())

@@ -21,7 +21,8 @@ from api.routes.at_risk import DEFAULT_HOURS, not_on_tape
 from api.warnings import DiskRow, FlightCheckRow, SilentSystemRow
 from blocks.errors import ArchiverError
 from blocks.event_log import EventLog
-from blocks.tables import EventTally, RejectedEventFile, Timestep, TimestepState, TimestepTally, of_microscopes
+from blocks.tables import RejectedEventFile, Timestep, TimestepState, of_microscopes
+from blocks.tallies import EventTally, TimestepTally
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from sqlmodel import Session, col, func, select
 
 from blocks.messages import Ingested, SourcePurged, StagingPurged, Uploaded
 from blocks.system_seen import Disk, SystemSeen
-from blocks.tables import Timestep, TimestepEvent, TimestepState, TimestepTally
+from blocks.tables import Timestep, TimestepEvent, TimestepState
+from blocks.tallies import TimestepTally
 
 # Rates are those of the last day, in bytes per hour.
 _WINDOW = timedelta(hours=24)

@@ -18,7 +18,8 @@ from blocks.expiry import ExpiryRule
 from blocks.flight_outcome import FlightOutcome
 from blocks.redis_memory import RedisMemory
 from blocks.system_seen import SystemSeen
-from blocks.tables import Timestep, TimestepState, TimestepTally, of_microscopes
+from blocks.tables import Timestep, TimestepState, of_microscopes
+from blocks.tallies import TimestepTally
 
 # A cadence is told from so many timesteps, and not from fewer than the second number.
 _TIMESTEPS = 50

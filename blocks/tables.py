@@ -6,7 +6,7 @@ facts by PostgreSQL itself, so that the two can never disagree, in whatever orde
 
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Computed, Enum, Index, String, text
@@ -14,6 +14,9 @@ from sqlmodel import Field, SQLModel, col
 
 from blocks.event_file import TimestepType, title_of
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
+
+if TYPE_CHECKING:
+    from blocks.tallies import TimestepTally
 
 
 class TimestepState(StrEnum):
@@ -35,7 +38,7 @@ case when uploaded_at is not null and archived_at is not null then 'archived'
 """
 
 
-def _words(kind: type[StrEnum]) -> Enum:
+def words(kind: type[StrEnum]) -> Enum:
     """A column of an enumeration's values, as text: a new value needs no migration."""
     return Enum(
         kind, native_enum=False, length=16, values_callable=lambda members: [member.value for member in members]
@@ -88,7 +91,7 @@ class Timestep(SQLModel, table=True):
     id: UUID = Field(primary_key=True)
     state: TimestepState = Field(
         default=TimestepState.INGESTED,
-        sa_column=Column(_words(TimestepState), Computed(_STATE, persisted=True), nullable=False),
+        sa_column=Column(words(TimestepState), Computed(_STATE, persisted=True), nullable=False),
     )
 
     # What was announced.
@@ -97,7 +100,7 @@ class Timestep(SQLModel, table=True):
     plate: int
     cross_date: date
     position: int
-    type: TimestepType = Field(sa_column=Column(_words(TimestepType), nullable=False))
+    type: TimestepType = Field(sa_column=Column(words(TimestepType), nullable=False))
     timestamp: datetime
     image_count: int
     image_dir: str = Field(sa_column=Column(String(collation="C"), nullable=False))
@@ -204,23 +207,6 @@ class ArchiveMember(SQLModel, table=True):
     archived_at: datetime
 
 
-class ArchiveHolding(SQLModel, table=True):
-    """What timesteps in an archive are of, and when they were taken. PostgreSQL keeps it.
-
-    It may say more than there is, where a timestep was replaced; never less.
-    """
-
-    __tablename__ = "archive_holding"
-    __table_args__ = (Index("archive_holding_by_experiment", "experiment_id"),)
-
-    archive_id: UUID = Field(primary_key=True, foreign_key="archive.id", ondelete="CASCADE")
-    experiment_id: str = Field(primary_key=True)
-    system: str = Field(primary_key=True)
-    type: TimestepType = Field(sa_column=Column(_words(TimestepType), primary_key=True))
-    first: datetime
-    last: datetime
-
-
 class RejectedEventFile(SQLModel, table=True):
     """An event file that can't be taken in as it is now; gone once it was taken in."""
 
@@ -237,40 +223,5 @@ class RejectedEventFile(SQLModel, table=True):
     timestep_id: UUID | None = None
     experiment_id: str | None = None
     position: int | None = None
-    type: TimestepType | None = Field(default=None, sa_column=Column(_words(TimestepType)))
+    type: TimestepType | None = Field(default=None, sa_column=Column(words(TimestepType)))
     timestamp: datetime | None = None
-
-
-class TimestepTally(SQLModel, table=True):
-    """How many timesteps there are of a kind. PostgreSQL keeps it: counting a million rows takes too long."""
-
-    __tablename__ = "timestep_tally"
-
-    experiment_id: str = Field(primary_key=True)
-    system: str = Field(primary_key=True)
-    type: TimestepType = Field(sa_column=Column(_words(TimestepType), primary_key=True))
-    state: TimestepState = Field(sa_column=Column(_words(TimestepState), primary_key=True))
-    timesteps: int = Field(sa_column=Column(BigInteger, nullable=False), description="None of them left, if 0.")
-    images: int = Field(sa_column=Column(BigInteger, nullable=False), description="As announced.")
-    bytes: int = Field(sa_column=Column(BigInteger, nullable=False), description="In object storage.")
-
-
-class PositionTally(SQLModel, table=True):
-    """How many timesteps there are of each position. PostgreSQL keeps it."""
-
-    __tablename__ = "position_tally"
-
-    experiment_id: str = Field(primary_key=True)
-    position: int = Field(primary_key=True)
-    system: str = Field(primary_key=True)
-    type: TimestepType = Field(sa_column=Column(_words(TimestepType), primary_key=True))
-    timesteps: int = Field(sa_column=Column(BigInteger, nullable=False), description="None of them left, if 0.")
-
-
-class EventTally(SQLModel, table=True):
-    """How many events of a type the history has ever had. PostgreSQL keeps it."""
-
-    __tablename__ = "event_tally"
-
-    type: str = Field(primary_key=True)
-    events: int = Field(sa_column=Column(BigInteger, nullable=False))

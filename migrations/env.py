@@ -4,7 +4,7 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-import blocks.tables  # noqa: F401  fills the metadata
+import blocks.tallies  # noqa: F401  fills the metadata, with the tables
 from blocks.database import create_engine
 from blocks.settings import get_settings
 

@@ -15,7 +15,8 @@ from api.filters import TimestepFilter, asked_for
 from api.paging import Instant, Order, Page, Paging, fetch_page
 from api.problems import Problem, documented
 from api.schemas import Key
-from blocks.tables import Archive, ArchiveHolding, ArchiveMember, PositionTally, Timestep, TimestepTally
+from blocks.tables import Archive, ArchiveMember, Timestep
+from blocks.tallies import ArchiveHolding, PositionTally, TimestepTally
 
 router = APIRouter(tags=["archives"])
 

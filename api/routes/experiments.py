@@ -19,7 +19,8 @@ from api.filters import EXPERIMENTS, Name, TimestepFilter, TimestepQuery
 from api.paging import Order, Page, fetch_page
 from api.problems import Problem, documented
 from blocks.event_file import TimestepType
-from blocks.tables import Timestep, TimestepState, TimestepTally
+from blocks.tables import Timestep, TimestepState
+from blocks.tallies import TimestepTally
 
 router = APIRouter(tags=["experiments"])
 
