@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from blocks.absent_consumers import take_from_absent
+from blocks.append_once import append_once
 from blocks.audit_outcome import AuditOutcomes
 from blocks.backlog import Backlog, GroupMissing, group_names, has_work, last_delivered, no_such_group, read_backlog
 from blocks.dead_letters import DeadLetters
@@ -32,20 +33,6 @@ from blocks.waits import Waits
 logger = logging.getLogger(__name__)
 
 __all__ = ["GROUPS", "Backlog", "DeadLetters", "Entry", "EventLog", "Group", "GroupMissing", "UnreadableEntry"]
-
-# How long an event's id is remembered so that it is not appended twice. Readers ignore a second
-# one anyway, so this only keeps the log short.
-_REMEMBER_SECONDS = 30 * 24 * 3600
-
-_APPENDED_AT_ONCE = 500
-
-_APPEND_ONCE = """
-local known = redis.call('GET', KEYS[2])
-if known and #redis.call('XRANGE', KEYS[1], known, known) > 0 then return known end
-local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1], 'type', ARGV[2], 'timestep_id', ARGV[3])
-redis.call('SET', KEYS[2], id, 'EX', ARGV[4])
-return id
-"""
 
 
 class EventLog(Block):
@@ -139,28 +126,14 @@ class EventLog(Block):
     def append(self, event: LogEvent) -> str:
         """Append an event, once: if it is there already, its first entry stands.
 
-        One that was trimmed is appended anew: a database may have been restored that lacks it.
-
         Returns:
             The id of its entry in the stream.
         """
-        return cast(str, self.redis.eval(*self._append_once(event)))
+        return append_once(self.redis, self.stream, [event])[0]
 
     def append_all(self, events: Sequence[LogEvent]) -> None:
-        """Append events in this order, each once, many per round trip.
-
-        Where Redis goes away meanwhile, some may be there: doing it again appends the others.
-        """
-        for start in range(0, len(events), _APPENDED_AT_ONCE):
-            with self.redis.pipeline(transaction=False) as pipeline:
-                for event in events[start : start + _APPENDED_AT_ONCE]:
-                    pipeline.eval(*self._append_once(event))
-                pipeline.execute()
-
-    def _append_once(self, event: LogEvent) -> tuple[str, int, *tuple[str, ...]]:
-        keys = (self.stream, f"{self.stream}:appended:{event.id}")
-        content = (event.model_dump_json(), event.type, event.subject or "")
-        return (_APPEND_ONCE, len(keys), *keys, *content, str(_REMEMBER_SECONDS))
+        """Append events in this order, each once, many per round trip."""
+        append_once(self.redis, self.stream, events)
 
     def repeat(self, event: LogEvent) -> str:
         """Append an event that is there already, so that what it asks for is done once more.
