@@ -238,7 +238,11 @@ class Staging:
                     raise StagingFull(f"staging holds {used} of {self._budget} bytes, {size} more don't fit")
             if disk.free - reserved - size < _RESERVE * disk.total:
                 raise StagingFull(f"{self._root} has {disk.free} bytes free, {size} more would not leave enough")
+            is_new = not partial.parent.exists()
             (partial / "files").mkdir(parents=True)
+            if is_new:
+                # That it is there at all, before a copy in it is told to be durable.
+                sync(self._root)
             (partial / "reserved").write_text(str(size))
         try:
             yield

@@ -121,7 +121,8 @@ def test_what_a_copy_consists_of_is_on_disk_before_the_copy_is_there(
     def remember(descriptor: int) -> None:
         path, status = Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor)
         size = status.st_size if path.is_file() else 0
-        synced.append((str(path.relative_to(home)), size, (home / timestep_id.hex).exists()))
+        name = str(path.relative_to(home)) if path.is_relative_to(home) else str(path.relative_to(home.parent.parent))
+        synced.append((name, size, (home / timestep_id.hex).exists()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", remember)
@@ -131,6 +132,8 @@ def test_what_a_copy_consists_of_is_on_disk_before_the_copy_is_there(
     assert {(f"{partial}/files/{name}", len(content)) for name, content in contents(source).items()} <= before
     assert {(f"{partial}/files/Img", 0), (f"{partial}/files", 0)} <= before
     assert (f".{timestep_id.hex}.json.new", (home / f"{timestep_id.hex}.json").stat().st_size) in before
+    # The directory of its system, which is new.
+    assert ("staging", 0, False) in synced
     # That it was renamed as well, before anybody is told.
     assert synced[-1] == (".", 0, True)
 
