@@ -92,7 +92,8 @@ class SourcePurge(PurgePass):
             if mounted := mounts_within(images):
                 raise NotProven(f"something is mounted at {mounted[0]}; its files may belong elsewhere")
             proven = prove_files(timestep, images, timestep.source_state, self.compares(images))
-            begun = self.log.redis.get(f"{self.log.stream}:purging:source:{row.id}")
+            key = f"{self.log.stream}:purging:source:{row.id}"
+            begun = cast(str | None, self.log.redis.get(key))
             if not proven.files and event_file is None and begun is None:
                 raise NotProven("its files are gone, but not by a purge of ours")
             purged = SourcePurged(
@@ -108,8 +109,7 @@ class SourcePurge(PurgePass):
             # To compare the files may have taken minutes.
             prove_stored(timestep, self.store)
             # What will be said of all attempts together, should this one die. It decides about nothing.
-            purged = SourcePurged.model_validate_json(cast(str, begun)) if begun else purged
-            key = f"{self.log.stream}:purging:source:{row.id}"
+            purged = _together(SourcePurged.model_validate_json(begun), purged) if begun else purged
             self.log.redis.set(key, purged.model_dump_json(), ex=_REMEMBER_SECONDS)
             delete_files(home, row.image_dir, proven.files, lease.check)
             delete_empty_directories(home, row.image_dir, timestep.images)
@@ -119,6 +119,12 @@ class SourcePurge(PurgePass):
             self.log.append(LogEvent.of(purged, STAGE))
             self.log.register.forget(row.system, ingested.event_file)
             return purged.files, purged.bytes
+
+
+def _together(begun: SourcePurged, now: SourcePurged) -> SourcePurged:
+    """What is said of a purge that died and went on: what the first attempt found, and by which proofs all went."""
+    checks = list(dict.fromkeys([*now.proof.checks, *begun.proof.checks]))
+    return begun.model_copy(update={"proof": now.proof.model_copy(update={"checks": checks})})
 
 
 def purge(

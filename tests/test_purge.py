@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -158,12 +160,18 @@ def test_a_purge_that_is_killed_goes_on_where_it_was_and_is_said_once(
             lab.purge(run_id=uuid4())
     assert (lab.home / timestep.event_file).exists()
 
+    again_at = datetime.now(UTC)
     (outcome,) = lab.purge(run_id=uuid4())
     assert (outcome.files, outcome.kept) == (4, "")
     assert lab.files() == {}
     assert lab.purge() == []
     with Session(lab.engine) as session:
-        assert len(session.exec(select(TimestepEvent).where(TimestepEvent.type == SourcePurged.type)).all()) == 1
+        (said,) = session.exec(select(TimestepEvent.data).where(TimestepEvent.type == SourcePurged.type)).all()
+    assert (said["files"], datetime.fromisoformat(said["proof"]["verified_at"]) > again_at) == (4, True)
+    # Each attempt went by a proof of its own.
+    counts = {int(found[1]) for one in said["proof"]["checks"] if (found := re.search(r"Each of its (\d) files", one))}
+    assert counts == ({3, 3 - crash_at} if crash_at < 3 else {3})
+    assert ("None of its files is there any more." in said["proof"]["checks"]) == (crash_at >= 3)
 
 
 def test_a_purge_that_is_killed_before_it_says_so_says_so_the_next_time(
