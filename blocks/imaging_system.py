@@ -137,7 +137,7 @@ class ImagingSystem(Block):
         """How changes of its event files are noticed."""
         if self.watching != "auto":
             return self.watching
-        return "polling" if mount_of(self.directory).is_network else "native"
+        return "polling" if mount_of(self.directory / "events").is_network else "native"
 
     @property
     def is_staged(self) -> bool:

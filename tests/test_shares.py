@@ -28,6 +28,7 @@ MOUNTINFO = r"""22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
 38 22 0:46 / /data/prince/events rw - tmpfs tmpfs rw
 39 22 0:47 / /data/joni rw - fuse.rclone remote: rw
 40 22 0:48 / /data/nico rw - vfat /dev/sdd1 rw
+41 22 0:49 / /data/cher/events rw - nfs4 server:/cher rw
 """
 
 
@@ -35,6 +36,8 @@ MOUNTINFO = r"""22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
     ("name", "observation"),
     [
         ("prince/t1", "polling"),
+        ("prince", "native"),  # its events lie elsewhere
+        ("cher", "polling"),
         ("aretha f", "polling"),
         ("nina", "polling"),
         ("ella", "polling"),
