@@ -25,7 +25,7 @@ from blocks.source_file import BundleError, SourceChanged
 from blocks.staging import CopyOfAnother, NeverFits, Staging, StagingFull
 from blocks.synthetic_timestep import SYSTEM, is_reserved, is_synthetic
 from flows.again import TRIES, count_tries, elsewhere, reason_of, tell, try_again
-from flows.looks import look_at
+from flows.looks import is_being_written, look_at, tick_left
 from flows.outcome import identify, reject, take_in, with_images
 from flows.shares import answering
 
@@ -156,6 +156,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
 
         try:
             async with answering(source.directory):
+                await asyncio.sleep(await asyncio.to_thread(tick_left, source, event_file))
                 # Taken before reading: a change in between makes the watcher look again.
                 seen = await asyncio.to_thread(source.fingerprint, event_file)
 
@@ -191,6 +192,9 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
                         return await waiting(try_again(reason_of(error), tries))
                     raise await rejected(reason_of(error), may_pass=True) from error
                 except InvalidEventFile as error:
+                    if event is None and await asyncio.to_thread(is_being_written, source, event_file):
+                        later = datetime.now(UTC) + timedelta(seconds=source.settle_seconds)
+                        return Scheduled(scheduled_time=later, name="AwaitingEventFile", message=f"waiting, as {error}")
                     raise await rejected(str(error), may_pass=isinstance(error, NotAllowed)) from error
         except (RedisError, SystemAway) as error:
             # Not about this event file.

@@ -1,4 +1,4 @@
-"""A look at a timestep's images while its flow run is being made, so that the run can take the second look sooner."""
+"""When to look at an event file, or at a timestep's images: a look while its flow run is being made is the first."""
 
 import time
 from contextlib import suppress
@@ -10,6 +10,8 @@ from blocks.imaging_system import ImagingSystem
 
 # What was seen longer ago (seconds) is forgotten: the run is executed by another process.
 _REMEMBER_SECONDS = 60.0
+# The coarsest times that a share gives its files, those of FAT (seconds).
+_TICK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,25 @@ def take_look(system: ImagingSystem, event: ImagingEvent) -> None:
 def look_at(system: ImagingSystem, event: ImagingEvent) -> Look | None:
     """The look that this process took, if it did lately; given out once."""
     return _looks.pop((system.name, event.img_dir), None)
+
+
+def is_being_written(system: ImagingSystem, event_file: str) -> bool:
+    """Whether an event file that is not valid was changed so lately that it may be in the middle of being written."""
+    try:
+        return abs(time.time() - (system.directory / event_file).lstat().st_mtime) < system.settle_seconds
+    except FileNotFoundError:
+        return False
+
+
+def tick_left(system: ImagingSystem, event_file: str) -> float:
+    """For how long (seconds) what is written to an event file may give it the time that it has now.
+
+    Where times are in whole seconds, what is read within one may be overwritten and look the same for ever.
+    """
+    try:
+        changed_at = (system.directory / event_file).lstat().st_mtime_ns
+    except FileNotFoundError:
+        return 0.0
+    if changed_at % 1_000_000_000:
+        return 0.0
+    return min(max(_TICK_SECONDS - (time.time() - changed_at / 1e9), 0.0), _TICK_SECONDS)

@@ -26,7 +26,7 @@ from blocks.imaging_system import ImagingSystem
 from blocks.messages import Cleared, Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
-from flows import ingest, system_watch, upload
+from flows import ingest, looks, system_watch, upload
 from flows.audit import audit
 from flows.dispatch import upload_worker
 from flows.purge import purge_timesteps
@@ -355,6 +355,53 @@ def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
     asyncio.run(test())
     source.with_name("away").rename(source)
     assert_stored(run_settings, object_store, event, "bowie")
+
+
+def test_an_event_file_that_is_overwritten_just_now_is_waited_for_and_not_rejected(
+    run_settings: Settings, event_log: EventLog
+) -> None:
+    ImagingSystem(settle_seconds=2.0).save("dinah", overwrite=True)
+    event = drop(run_settings, "dinah")
+    path = cast(Path, run_settings.data_dir) / "dinah" / "events" / f"{event.timestep_id.hex}.json"
+    content = path.read_text()
+
+    async def ingest_once(name: str = path.name) -> str | None:
+        return (await ingest.ingest_timestep("dinah", f"events/{name}", return_state=True)).name
+
+    async def test() -> None:
+        path.write_text(content[:50])
+        assert await ingest_once() == "AwaitingEventFile"
+        assert said(event_log, Rejected) == []
+        os.utime(path, (time.time() - 3, time.time() - 3))
+        assert await ingest_once() == "Failed"
+        assert len(said(event_log, Rejected)) == 1
+        path.write_text(content)
+        assert await ingest_once() == "Completed"
+        # As on a share with times in whole seconds, where this one is not over yet.
+        again = drop(run_settings, "dinah")
+        there = path.with_name(f"{again.timestep_id.hex}.json")
+        second = int(time.time()) + 1
+        os.utime(there, (second, second))
+        run = asyncio.create_task(ingest_once(there.name))
+        await asyncio.sleep(1.2)
+        there.write_text(there.read_text().replace('"position": 7', '"position": 8'))
+        os.utime(there, (second, second))
+        assert await run == "Completed"
+        assert said(event_log, Ingested)[-1].event.position == 8
+
+    asyncio.run(test())
+
+
+def test_what_is_read_within_the_tick_of_a_share_is_read_after_it(tmp_path: Path) -> None:
+    system = ImagingSystem(name="prince", root=tmp_path)
+    path = tmp_path / "prince" / "events" / "1.json"
+    assert looks.tick_left(system, "events/1.json") == 0
+    path.parent.mkdir(parents=True)
+    path.touch()
+    now = int(time.time())
+    for moment, least, most in ((now, 0.5, 2.0), (now + 100, 2.0, 2.0), (now - 3, 0.0, 0.0), (now + 0.5, 0.0, 0.0)):
+        os.utime(path, (moment, moment))
+        assert least <= looks.tick_left(system, "events/1.json") <= most
 
 
 def test_what_another_event_announces_under_the_same_id_gets_into_no_copy(
