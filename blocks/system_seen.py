@@ -53,6 +53,7 @@ class SystemSeen(BaseModel):
     source: Disk
     staging: Disk | None = Field(description="Where its timesteps are copied to, if they are.")
     waits_for_room: str | None = Field(None, description="Why its timesteps can't be copied there now, if so.")
+    trusts_tags: bool = Field(False, description="Whether an object's tag alone is taken for a tape copy.")
     waiting: int = Field(0, description="Its event files that are neither taken in nor rejected.")
     waiting_since: AwareDatetime | None = Field(None, description="When the oldest of these was seen first.")
 
@@ -73,6 +74,7 @@ class SystemSeen(BaseModel):
         staging = settings.staging_dir if system.staging != "never" else None
         return cls(
             name=system.name,
+            trusts_tags=system.purge_trusts_tags,
             display_name=system.display_name or system.name,
             at=datetime.now(UTC),
             source=Disk.of(system.directory, settings.consumer),

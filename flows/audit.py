@@ -70,7 +70,10 @@ def find(
             if not only_disks:
                 yield from audit_timesteps(log, reader, grace)
                 yield from audit_stream(log, reader, grace)
-                yield from audit_bucket(store, log, reader, grace)
+                # As their own hosts say, and as the blocks of those say that this one reaches.
+                trusting = {seen.name for seen in log.systems.all() if seen.trusts_tags}
+                trusting |= {system.name for system in systems if system.purge_trusts_tags}
+                yield from audit_bucket(store, log, reader, grace, trusting)
                 yield from audit_leftovers(store, log, left_over)
             yield from audit_disks(systems, settings, reader)
     finally:

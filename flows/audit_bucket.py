@@ -1,6 +1,6 @@
 """What the database and the bucket tell differently."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,7 @@ from blocks.messages import Ingested
 from blocks.object_store import ObjectStore
 from blocks.synthetic_timestep import SYSTEM as FLIGHT_CHECK
 from blocks.tables import Timestep, TimestepEvent, of_microscopes
+from blocks.tape_copy import announced_on_tape
 from flows.abandoned import OUR_KEY, abort_unless_wanted
 from flows.backfill import ingest_again
 from flows.side_by_side import side_by_side
@@ -36,6 +37,8 @@ class _Object:
     at: datetime
     timestep_id: UUID | None = None
     is_archived: bool = False
+    is_tagged: bool = False
+    """Its tag alone says that it is on tape, and its system does not trust that."""
     has_source: bool = False
     is_synthetic: bool = False
 
@@ -45,14 +48,19 @@ def _in_bytes(found: _Object) -> bytes:
     return found.key.encode()
 
 
-def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timedelta) -> Iterator[Finding]:
+def audit_bucket(
+    store: ObjectStore, log: EventLog, engine: Engine, grace: timedelta, trusting: Collection[str] = ()
+) -> Iterator[Finding]:
     """Objects without a row, and objects that changed or went before they were archived.
+
+    Args:
+        trusting: systems that take an object's tag alone for a tape copy.
 
     Raises:
         ObjectStoreError: when the bucket can't be listed.
     """
     latest = datetime.now(UTC) - grace
-    for recorded, stored in side_by_side(_recorded(store.bucket_name, engine), _stored(store), _in_bytes):
+    for recorded, stored in side_by_side(_recorded(store.bucket_name, engine, trusting), _stored(store), _in_bytes):
         if recorded is None and stored is not None:
             if stored.at < latest:
                 yield Finding(
@@ -61,7 +69,15 @@ def audit_bucket(store: ObjectStore, log: EventLog, engine: Engine, grace: timed
                     "the state-manager may lag, or the database be older than the bucket; run `archiver rebuild`",
                 )
         elif recorded is not None and recorded.at < latest and not recorded.is_archived and not recorded.is_synthetic:
-            if stored is None:
+            if recorded.is_tagged:
+                if stored is None or (stored.size, stored.etag) != (recorded.size, recorded.etag):
+                    yield Finding(
+                        "object gone or changed that a tag alone says is on tape",
+                        recorded.key,
+                        "see whether the tape archive has it, and have it announced by the webhook; or set "
+                        "purge_trusts_tags, if the tag is proof enough",
+                    )
+            elif stored is None:
                 fix = _Repeat(log, engine, recorded.timestep_id) if recorded.has_source else None
                 action = "upload it again" if fix else "its source was deleted; look for other copies at once"
                 yield Finding("object gone before it was archived", recorded.key, action, fix)
@@ -137,9 +153,9 @@ class _Repeat:
             ingest_again(row, self.log)
 
 
-def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
+def _recorded(bucket: str, engine: Engine, trusting: Collection[str]) -> Iterator[_Object]:
     names = ("key", "size", "etag", "uploaded_at", "id", "archived_at", "source_purged_at", "system")
-    columns: list[Any] = [getattr(Timestep, name) for name in names]
+    columns: list[Any] = [*(getattr(Timestep, name) for name in names), announced_on_tape()]
     query: Select[Any] = (
         select(*columns)
         .where(col(Timestep.uploaded_at).is_not(None), col(Timestep.bucket) == bucket)
@@ -148,8 +164,11 @@ def _recorded(bucket: str, engine: Engine) -> Iterator[_Object]:
         .execution_options(yield_per=1000)
     )
     with closing(Session(engine)) as session:
-        for key, size, etag, at, id, archived_at, purged_at, system in session.execute(query):
-            yield _Object(key, size, etag, at, id, archived_at is not None, purged_at is None, system == FLIGHT_CHECK)
+        for key, size, etag, at, id, archived_at, purged_at, system, is_announced in session.execute(query):
+            is_archived = archived_at is not None and (is_announced or system in trusting)
+            is_tagged = archived_at is not None and not is_archived
+            has_source, is_synthetic = purged_at is None, system == FLIGHT_CHECK
+            yield _Object(key, size, etag, at, id, is_archived, is_tagged, has_source, is_synthetic)
 
 
 def _stored(store: ObjectStore) -> Iterator[_Object]:

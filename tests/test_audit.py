@@ -8,7 +8,7 @@ import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -25,16 +25,18 @@ from blocks.fingerprint import Fingerprint
 from blocks.imaging_system import ImagingSystem
 from blocks.lease import hold
 from blocks.listing import list_objects
-from blocks.messages import Failed, Ingested, LogEvent, Uploaded
+from blocks.messages import Archived, Failed, Ingested, LogEvent, Uploaded
 from blocks.object_store import ObjectStore, ObjectStoreError
 from blocks.settings import Settings
 from blocks.staging import Staging
+from blocks.system_seen import SystemSeen
 from blocks.tables import Timestep, TimestepEvent
 from flows.audit import audit_and_tell, find, report
 from flows.audit_bucket import audit_bucket, audit_timesteps
 from flows.audit_disk import audit_disk
 from flows.audit_stream import audit_stream
 from flows.rebuild import _objects
+from flows.reconcile import announcement
 from flows.record import record_waiting
 from flows.upload import lease_name, upload
 from tests.images import tiff
@@ -305,6 +307,34 @@ def test_what_is_wrong_in_the_bucket_is_found(
         assert report(iter([finding]), said.append, fix=True) == ({}, 1)
         (left,) = incomplete_uploads.find(lab.store.wire)
         assert left != upload
+
+
+def test_a_tag_alone_excuses_no_object_that_is_gone_unless_its_system_trusts_it(lab: Lab) -> None:
+    tagged, announced = (lab.take_in(f"{number}.json", position=number) for number in range(2))
+    for timestep in (tagged, announced):
+        lab.upload(timestep)
+        head = lab.store.head(timestep.event.key)
+        assert head is not None
+        lab.log.append(LogEvent.of(announcement(head.key, timestep.timestep_id, head.etag), "reconcile-archive"))
+    notice = Archived(
+        timestep_id=None, job_id=uuid4(), date=date(2026, 11, 24), archive="/tape/1.tar", key=announced.event.key
+    )
+    lab.log.append(LogEvent.of(notice, "test"))
+    assert lab.found() == []
+    for timestep in (tagged, announced):
+        lab.store.client.delete_object(Bucket=lab.store.bucket_name, Key=timestep.event.key)
+    told = [(finding.kind, finding.subject, finding.fix) for finding in lab.found()]
+    assert told == [("object gone or changed that a tag alone says is on tape", tagged.event.key, None)]
+    assert list(audit_bucket(lab.store, lab.log, lab.engine, AGO, {"prince"})) == []
+    # As another host tells of its system.
+    trusting = ImagingSystem(name="prince", root=lab.root, purge_trusts_tags=True)
+    lab.log.systems.tell(SystemSeen.of(trusting, lab.settings))
+    assert lab.found() == []
+    # A notice of what was there before is none of what is there now.
+    row = {"etag": "another", "sha256": "0" * 64}
+    with Session(lab.engine) as session, session.begin():
+        session.execute(update(Timestep).where(col(Timestep.id) == announced.timestep_id).values(**row))
+    assert len(list(audit_bucket(lab.store, lab.log, lab.engine, AGO))) == 2
 
 
 def test_a_bucket_is_listed_page_by_page_and_its_refusal_is_told_as_ours(
