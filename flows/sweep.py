@@ -9,6 +9,8 @@ import logging
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
@@ -25,6 +27,7 @@ from prefect.client.schemas.filters import (
     WorkQueueFilterId,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkQueue, WorkQueueStatus
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 from redis.exceptions import RedisError
@@ -43,6 +46,8 @@ LOST_SECONDS = 45.0
 OVERDUE_SECONDS = 5.0
 # One that waits this long (seconds) may be in no queue any more.
 STRANDED_SECONDS = 60.0
+# How many runs the server is asked for at a time; it gives no more than 200.
+PAGE = 200
 
 
 async def keep_swept(
@@ -79,9 +84,20 @@ async def keep_swept(
 async def under_way(work_pool: str, client: PrefectClient) -> list[FlowRun]:
     """The pool's runs that somebody should be executing, or ending, now."""
     types = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=types)), work_pool_filter=_only(work_pool)
-    )
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=types))
+    return await _all_runs(client, flow_run_filter=wanted, work_pool_filter=_only(work_pool))
+
+
+async def _all_runs(client: PrefectClient, **filters: Any) -> list[FlowRun]:
+    """All that there are. One that comes or goes meanwhile may shift another out of sight, until the next time."""
+    found: dict[UUID, FlowRun] = {}
+    offset = 0
+    while page := await client.read_flow_runs(**filters, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=offset):
+        found |= {run.id: run for run in page}
+        if len(page) < PAGE:
+            break
+        offset += PAGE
+    return list(found.values())
 
 
 async def count_overdue(work_pool: str, client: PrefectClient) -> int:
@@ -145,7 +161,8 @@ async def end_stranded(work_pool: str, client: PrefectClient) -> None:
     """End the runs that wait in no queue, because theirs was deleted: no worker would ever be given them."""
     # They know no pool any more, but its deployments have its name.
     ours = DeploymentFilter(name=DeploymentFilterName(any_=[work_pool]))
-    for run in await client.read_flow_runs(flow_run_filter=_waiting(STRANDED_SECONDS), deployment_filter=ours):
+    waiting = _waiting(STRANDED_SECONDS)
+    for run in await _all_runs(client, flow_run_filter=waiting, deployment_filter=ours):
         if run.work_queue_id is None:
             logger.warning("Flow run %s (%s) waits in no work queue: it was deleted", run.name, run.id)
             await client.set_flow_run_state(run.id, Crashed(message="its work queue was deleted"), force=True)
