@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 import httpx
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 from redis.exceptions import RedisError
 
 from blocks.event_log import Entry, EventLog, UnreadableEntry
@@ -231,7 +232,8 @@ async def _patiently(step: Callable[[], Coroutine[None, None, None]]) -> None:
     while True:
         try:
             await step()
-        except (httpx.HTTPError, RedisError) as error:
+        except (httpx.HTTPError, ObjectNotFound, RedisError) as error:
+            # Also where a deployment, a queue or a run was deleted: `archiver init` makes the first two again.
             logger.warning("Timesteps wait, because a service is away: %s: %s", type(error).__name__, error)
             await asyncio.sleep(2)
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import httpx
+from prefect.exceptions import ObjectNotFound
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
@@ -27,7 +28,7 @@ async def keep_recording(log: EventLog, runs: Runs) -> None:
                 await asyncio.sleep(0.3)
                 continue
             state = await runs.run_once(f"record events of {consumer}", {"consumer": consumer})
-        except (httpx.HTTPError, RedisError) as error:
+        except (httpx.HTTPError, ObjectNotFound, RedisError) as error:
             logger.warning("Events wait in the stream, because a service is away: %s: %s", type(error).__name__, error)
             await asyncio.sleep(2)
             continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 from redis.exceptions import RedisError
 
 from blocks.event_log import EventLog
@@ -79,7 +80,7 @@ class SystemWatch:
         while True:
             try:
                 await part()
-            except (httpx.HTTPError, RedisError, OSError) as error:
+            except (httpx.HTTPError, ObjectNotFound, RedisError, OSError) as error:
                 # The files stay where they are, and the next rescan finds them.
                 logger.warning("Event files of %s wait: %s: %s", self._name, type(error).__name__, error)
                 await asyncio.sleep(min(AGAIN_SECONDS, RESCAN_SECONDS))

@@ -23,6 +23,7 @@ from blocks.settings import Settings
 from flows import dispatch, runs, sweep
 from flows.again import try_again
 from flows.dispatch import UploadDispatcher
+from flows.init import initialize
 from flows.runs import Driven, Runs
 from flows.worker import InProcessWorker
 from tests.dispatching import GROUP, StandIn, append, held, step
@@ -277,7 +278,60 @@ def test_a_run_whose_work_queue_was_deleted_makes_room_for_another(
     asyncio.run(test())
 
 
+def test_the_sweep_sees_more_runs_than_the_server_gives_at_once(
+    prefect: str, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "PAGE", 2)
+    monkeypatch.setattr(sweep, "STRANDED_SECONDS", 0.0)
+    pool = "event-ingester"
+
+    async def test() -> None:
+        async with get_client() as client:
+            queue = await client.create_work_queue("short-lived", work_pool_name=pool)
+            deployment = (await client.read_deployment_by_name("ingest-timestep/event-ingester")).id
+            made = [
+                await client.create_flow_run_from_deployment(deployment, work_queue_name=queue.name) for _ in range(3)
+            ]
+            await client.delete_work_queue_by_id(queue.id)
+            await sweep.end_stranded(pool, client)
+            assert [(await client.read_flow_run(run.id)).state_name for run in made] == ["Crashed"] * 3
+            for number in range(3):
+                await drive(runs_by(client, event_log), str(number))
+                (run,) = await runs_of(client, str(number))
+                await client.set_flow_run_state(run.id, Running(), force=True)
+            assert len(await sweep.under_way(pool, client)) == 3
+
+    asyncio.run(test())
+
+
 # --- from the stream to runs
+
+
+def test_a_dispatcher_goes_on_once_its_deployment_that_was_deleted_is_there_again(
+    run_settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "KNOWN_SECONDS", 0.0)
+
+    async def test() -> None:
+        async with get_client() as client:
+            deployment = await client.read_deployment_by_name("upload-timestep/upload-worker")
+            await client.delete_deployment(deployment.id)
+            dispatcher = UploadDispatcher(event_log, Runs("upload-timestep/upload-worker", client, event_log))
+            running = asyncio.create_task(dispatcher.run())
+            try:
+                append(event_log, said(ingested(announced())))
+                await asyncio.sleep(3)
+                assert not running.done()
+            finally:
+                await asyncio.to_thread(initialize, run_settings)
+            async with asyncio.timeout(30):
+                while not await client.read_flow_runs():  # noqa: ASYNC110 -- the server can't tell by itself
+                    await asyncio.sleep(0.2)
+            running.cancel()
+            await asyncio.wait([running])
+
+    asyncio.run(test())
 
 
 def test_every_ingested_timestep_gets_an_upload_and_the_rest_is_acknowledged(

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -223,7 +223,10 @@ def test_an_ingest_that_began_before_its_share_hung_keeps_no_place(
     hanging = [drop(run_settings) for _ in range(3)]
 
     async def test() -> None:
-        async with places("event-ingester", 1), working(event_ingester, settings=run_settings):
+        async with AsyncExitStack() as stack:
+            stack.callback(share.answer)  # a test that fails would wait for its threads otherwise
+            await stack.enter_async_context(places("event-ingester", 1))
+            await stack.enter_async_context(working(event_ingester, settings=run_settings))
             await until(lambda: began, "beginning to copy")
             other = drop(run_settings, "aretha")
             await until(lambda: said(event_log, Ingested), "taking in that of the other system")
@@ -232,10 +235,7 @@ def test_an_ingest_that_began_before_its_share_hung_keeps_no_place(
             share.answer()
             await until(lambda: len(said(event_log, Ingested)) == len(hanging) + 1, "taking in all")
 
-    try:
-        asyncio.run(test())
-    finally:
-        share.answer()
+    asyncio.run(test())
     assert {event.timestep_id for event in said(event_log, Ingested)} > {event.timestep_id for event in hanging}
     assert said(event_log, Rejected) == []
 
