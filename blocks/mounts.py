@@ -57,6 +57,18 @@ def mount_of(path: Path) -> Mount:
     )[1]
 
 
+def mount_id(path: Path) -> int | None:
+    """Which mount a path lies on: a number that a new mount at the same point does not have. Asks no share."""
+    found: tuple[int, int | None] = (0, None)
+    place = path.absolute()  # not resolved: that would look at the share
+    for line in _lines():
+        point = _parse(line).point
+        # Of several on one another, the last one counts.
+        if place.is_relative_to(point) and len(point.parts) >= found[0]:
+            found = len(point.parts), int(line.split(" ", 1)[0])
+    return found[1]
+
+
 def mounts_within(path: Path) -> list[Path]:
     """Where something is mounted at a path or below it, so that its files belong elsewhere."""
     place = path.resolve()
@@ -64,7 +76,11 @@ def mounts_within(path: Path) -> list[Path]:
 
 
 def _mounts() -> list[Mount]:
-    return [_parse(line) for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
+    return [_parse(line) for line in _lines()]
+
+
+def _lines() -> list[str]:
+    return MOUNTS.read_text(errors="surrogateescape").splitlines()
 
 
 def _parse(line: str) -> Mount:

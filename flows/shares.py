@@ -18,6 +18,7 @@ from typing import TypeVar
 import anyio
 
 from blocks.image_directory import SystemAway
+from blocks.mounts import mount_id
 
 # How long a share may take for an answer: before work on it begins, and meanwhile, when it may be busy (seconds).
 ANSWER_SECONDS = 10.0
@@ -38,7 +39,8 @@ class _Question:
     at: float = field(default_factory=time.monotonic)
 
 
-_unanswered: dict[Path, _Question] = {}
+# By the mount as well: of one that was replaced, no answer may ever come.
+_unanswered: dict[tuple[Path, int | None], _Question] = {}
 _lock = Lock()
 
 
@@ -98,17 +100,18 @@ async def answering(directory: Path) -> AsyncIterator[None]:
 
 
 def _ask(directory: Path) -> _Question:
+    asked = directory, mount_id(directory)
     with _lock:
-        if directory in _unanswered:
-            return _unanswered[directory]
-        question = _unanswered[directory] = _Question()
-    Thread(target=_wait_for, args=(directory, question), name=f"asks {directory}", daemon=True).start()
+        if asked in _unanswered:
+            return _unanswered[asked]
+        question = _unanswered[asked] = _Question()
+    Thread(target=_wait_for, args=(asked, question), name=f"asks {directory}", daemon=True).start()
     return question
 
 
-def _wait_for(directory: Path, question: _Question) -> None:
+def _wait_for(asked: tuple[Path, int | None], question: _Question) -> None:
     with suppress(OSError):
-        os.statvfs(directory)
+        os.statvfs(asked[0])
     with _lock:
-        del _unanswered[directory]
+        del _unanswered[asked]
     question.answer.set_result(None)

@@ -66,9 +66,12 @@ class Share:
         finally:
             self.answer()
 
+    def detach(self) -> None:
+        subprocess.run(["umount", "-l", str(self.mount)], capture_output=True, check=False)
+
     def end(self) -> None:
         self.answer()
-        subprocess.run(["umount", "-l", str(self.mount)], capture_output=True, check=False)
+        self.detach()
         self._process.terminate()
         self._process.wait(10)
 
@@ -134,6 +137,18 @@ def test_a_share_that_has_not_answered_for_long_is_not_waited_for_again(
         with pytest.raises(SystemAway):
             await check_answers(share.mount)
         assert time.monotonic() - began > 1.9
+
+    asyncio.run(test())
+
+
+def test_a_share_that_is_mounted_anew_answers_while_the_former_mount_still_hangs(share: Share, tmp_path: Path) -> None:
+    async def test() -> None:
+        with share.hanging(), ExitStack() as stack:
+            with pytest.raises(SystemAway):
+                await check_answers(share.mount)
+            share.detach()
+            stack.callback(Share(tmp_path / "server", share.mount).end)
+            await check_answers(share.mount)
 
     asyncio.run(test())
 

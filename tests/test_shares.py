@@ -12,7 +12,7 @@ import pytest
 from blocks import mounts
 from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
-from blocks.mounts import mount_of
+from blocks.mounts import mount_id, mount_of
 from flows import system_watch
 from tests.watching import Ingest, Microscope, said, taken_in, until, watching
 
@@ -67,6 +67,13 @@ def test_only_where_changes_are_certain_to_be_seen_files_are_told_by_their_times
     names = ("prince", "aretha f", "odetta", "simone", "joni", "nina", "nico", "miles", "bowie")
     certain = {name for name in names if mount_of(Path("/data", name, "t1")).has_change_times}
     assert certain == {"prince", "aretha f", "odetta", "simone"}
+
+
+def test_a_mount_is_known_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTINFO)
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
+    names = ("prince", "prince/events/1.json", "aretha f/t1", "simone", "odetta")
+    assert [mount_id(Path("/data", name)) for name in names] == [30, 38, 31, 37, 22]
 
 
 class Share:
