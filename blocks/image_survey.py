@@ -16,8 +16,10 @@ from blocks.fresh_stat import fresh_stat
 from blocks.tiff import DamagedTiff, check_tiff
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
-# So many names are said in one sentence; of the others, how many they are.
-_NAMES_IN_A_SENTENCE = 100
+# So many names are said in the message of a state; of the others, how many they are.
+_NAMES_IN_A_MESSAGE = 100
+# A rejection lists them all, up to so many characters: it is one entry of the stream, and one row of the page.
+MOST_OF_A_LIST = 32_768
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -79,27 +81,44 @@ class Survey:
     @property
     def shortage(self) -> str:
         """How many images are there of how many, and which are missing where their names tell; or nothing."""
-        if len(self.found) >= self.announced:
-            return ""
-        missing = missing_names(self.found, self.announced)
-        which = f"; missing: {_enumeration(missing)}" if missing else ""
-        return f"{len(self.found)} of {self.announced} images are in {self.img_dir}{which}"
+        return self._shortage(_NAMES_IN_A_MESSAGE)
 
     @property
     def surplus(self) -> str:
-        """How many images there are too many; or nothing."""
-        if len(self.found) <= self.announced:
-            return ""
-        return f"it announces {self.announced} images, but {len(self.found)} are in {self.img_dir}"
+        """How many images there are too many, and which where their names tell, or else all; or nothing."""
+        return self._surplus(_NAMES_IN_A_MESSAGE)
 
     @property
     def damage(self) -> str:
         """Every image that something is wrong with, and what; or nothing."""
-        return _enumeration([f"{ascii(name)[1:-1]} {fault}" for name, fault in self.faults.items()])
+        return self._damage(_NAMES_IN_A_MESSAGE)
 
-    def sentence(self) -> str:
-        """All that is not as it was announced."""
-        return "; ".join(filter(None, (self.shortage, self.surplus, self.damage)))
+    def sentence(self, *, whole: bool = False) -> str:
+        """All that is not as it was announced.
+
+        Args:
+            whole: with all names, and not only with as many as the message of a state has room for.
+        """
+        most = None if whole else _NAMES_IN_A_MESSAGE
+        return "; ".join(filter(None, (self._shortage(most), self._surplus(most), self._damage(most))))
+
+    def _shortage(self, most: int | None) -> str:
+        if len(self.found) >= self.announced:
+            return ""
+        missing = missing_names(self.found, self.announced)
+        which = f"; missing: {_enumeration(missing, most)}" if missing else ""
+        return f"{len(self.found)} of {self.announced} images are in {self.img_dir}{which}"
+
+    def _surplus(self, most: int | None) -> str:
+        if len(self.found) <= self.announced:
+            return ""
+        more = surplus_names(self.found, self.announced)
+        which = "too many" if more else "there"
+        names = _enumeration([ascii(name)[1:-1] for name in more or self.found], most)
+        return f"it announces {self.announced} images, but {len(self.found)} are in {self.img_dir}; {which}: {names}"
+
+    def _damage(self, most: int | None) -> str:
+        return _enumeration([f"{ascii(name)[1:-1]} {fault}" for name, fault in self.faults.items()], most)
 
 
 def missing_names(found: Collection[str], count: int) -> list[str]:
@@ -124,6 +143,22 @@ def missing_names(found: Collection[str], count: int) -> list[str]:
     return [name for name in made if name not in found]
 
 
+def surplus_names(found: Collection[str], count: int) -> list[str]:
+    """The names that are too many, where `count` of them are of one kind, or numbered from the start on; else none."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for name in found:
+        kinds.setdefault(tuple(_DIGITS.split(name)[::2]), []).append(name)
+    whole = [names for names in kinds.values() if len(names) == count]
+    if len(whole) == 1:
+        return sorted(set(found).difference(whole[0]))
+    if len(kinds) != 1 or len(next(iter(kinds))) != 2:
+        return []
+    numbers = {name: int(_DIGITS.split(name)[1]) for name in found}
+    first = min(numbers.values())
+    more = sorted(name for name, number in numbers.items() if number >= first + count)
+    return more if first <= 1 and len(more) == len(found) - count else []
+
+
 def _images(directory: Path) -> Iterator[tuple[str, Path]]:
     for prefix in ("", "Img/"):
         folder = directory / prefix
@@ -140,6 +175,13 @@ def _state(status: os.stat_result) -> tuple[int, int, int, int]:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-def _enumeration(parts: Collection[str]) -> str:
-    more = len(parts) - _NAMES_IN_A_SENTENCE
-    return ", ".join([*islice(parts, _NAMES_IN_A_SENTENCE), *([f"and {more} more"] if more > 0 else [])])
+def _enumeration(parts: Collection[str], most: int | None) -> str:
+    said: list[str] = []
+    room = MOST_OF_A_LIST
+    for part in islice(parts, most):
+        room -= len(part) + 2
+        if room < 0:
+            break
+        said.append(part)
+    more = len(parts) - len(said)
+    return ", ".join([*said, *([f"and {more} more"] if more > 0 else [])])

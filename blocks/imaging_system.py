@@ -260,5 +260,5 @@ class ImagingSystem(Block):
         if in_time and not survey.is_complete:
             raise ImagesMissing(survey.sentence())
         if survey.shortage or (self.strictness == "strict" and survey.sentence()):
-            raise InvalidEventFile(survey.sentence())
+            raise InvalidEventFile(survey.sentence(whole=True))
         return [sentence for sentence in (survey.surplus, survey.damage) if sentence]

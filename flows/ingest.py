@@ -36,6 +36,8 @@ LONGEST_PAUSE = 60.0
 CLOCKS_DIFFER_SECONDS = 24 * 3600.0
 # Between the two looks at images that are all there and as long as they say (seconds).
 SECOND_LOOK_SECONDS = 0.2
+# So many characters of a rejection stand in the message of its run's state.
+MOST_OF_A_MESSAGE = 4000
 
 _systems = Remembered(ImagingSystem)
 
@@ -162,7 +164,9 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
 
                 async def rejected(reason: str, *, may_pass: bool = False) -> InvalidEventFile:
                     about = (source, event_file, event, reason, seen, log)
-                    return InvalidEventFile(await asyncio.to_thread(reject, *about, may_pass=may_pass))
+                    sentence = await asyncio.to_thread(reject, *about, may_pass=may_pass)
+                    # The whole list of what is missing is in the rejection; here it would hide the run's other lines.
+                    return InvalidEventFile(sentence[:MOST_OF_A_MESSAGE] + " …" * (len(sentence) > MOST_OF_A_MESSAGE))
 
                 try:
                     event = await asyncio.to_thread(source.read_event, event_file)

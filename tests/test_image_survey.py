@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.event_file import InvalidEventFile
-from blocks.image_survey import missing_names
+from blocks.image_survey import missing_names, surplus_names
 from blocks.imaging_system import ImagesMissing, ImagingSystem
 from flows import ingest
 from flows.ingest import find_images
@@ -70,10 +70,39 @@ def test_damaged_images_are_waited_for_named_and_accepted_only_by_policy(system:
 
 def test_more_images_than_announced_are_refused_or_accepted_by_policy(system: ImagingSystem) -> None:
     put(system, tiff(), *GRID)
-    sentence = "it announces 14 images, but 15 are in t1"
+    # Of a grid, nobody can tell which are too many.
+    sentence = f"it announces 14 images, but 15 are in t1; there: {', '.join(GRID)}"
     with pytest.raises(InvalidEventFile, match=sentence):
         judged(system, count=14, in_time=True)
     assert judged(system.model_copy(update={"strictness": "accept"}), count=14) == [sentence]
+
+
+def test_a_rejection_names_all_that_is_missing_and_the_message_of_a_state_some(system: ImagingSystem) -> None:
+    put(system, tiff(), *(f"{number:04}.tif" for number in range(700)))
+    with pytest.raises(ImagesMissing) as waiting:
+        judged(system, 1400, in_time=True)
+    with pytest.raises(InvalidEventFile) as rejected:
+        judged(system, 1400)
+    assert str(waiting.value).endswith("0798.tif, 0799.tif, and 600 more")
+    assert str(rejected.value).endswith("1398.tif, 1399.tif")
+    with pytest.raises(InvalidEventFile, match=r", and \d+ more$") as rejected:
+        judged(system, 9000)
+    assert 30_000 < len(str(rejected.value)) < 33_000
+
+
+@pytest.mark.parametrize(
+    ("found", "count", "more"),
+    [
+        (["1.tif", "2.tif", "3.tif", "4.tif"], 2, ["3.tif", "4.tif"]),
+        (["0.tif", "1.tif", "2.tif"], 2, ["2.tif"]),
+        (["7.tif", "8.tif", "9.tif"], 2, []),
+        (["1.tif", "2.tif", "thumb.tif"], 2, ["thumb.tif"]),
+        (["Img/1.tif", "Img/2.tif", "old.tif", "older.tif"], 3, []),
+        ([*GRID, "Img/Img_r01_c01 copy.tif"], len(GRID), ["Img/Img_r01_c01 copy.tif"]),
+    ],
+)
+def test_what_is_too_many_is_named_where_it_can_be_told(found: list[str], count: int, more: list[str]) -> None:
+    assert surplus_names(found, count) == more
 
 
 def test_a_change_of_an_image_is_a_change_of_the_fingerprint(system: ImagingSystem) -> None:
