@@ -122,10 +122,11 @@ def wait_for_images(why: str, since: datetime, system: ImagingSystem) -> State[N
 
 
 def _began() -> datetime:
-    """When this flow run was asked for: all its looks for images count from then on."""
+    """When this flow run looked for images first: its deadline counts from then, and not while it waits for a place."""
     context = FlowRunContext.get()
-    created = context.flow_run.created if context and context.flow_run else None
-    return created or datetime.now(UTC)
+    # What is known of a run was read before it began, so a run that looks for the first time has no start yet.
+    started = context.flow_run.start_time if context and context.flow_run else None
+    return started or datetime.now(UTC)
 
 
 @flow(name="ingest-timestep", flow_run_name="ingest {system} {event_file}", persist_result=False)

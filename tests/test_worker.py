@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.flow_engine import run_flow_async
 from prefect.states import AwaitingRetry
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
@@ -391,6 +392,27 @@ def test_an_event_file_that_is_overwritten_just_now_is_waited_for_and_not_reject
         assert said(event_log, Ingested)[-1].event.position == 8
 
     asyncio.run(test())
+
+
+def test_the_deadline_for_images_counts_from_the_first_look_at_them(
+    run_settings: Settings, event_log: EventLog
+) -> None:
+    ImagingSystem(image_deadline_seconds=3.0).save("etta", overwrite=True)
+    event = drop(run_settings, "etta", img_count=3)
+    parameters = {"system": "etta", "event_file": f"events/{event.timestep_id.hex}.json"}
+
+    async def test() -> None:
+        async with get_client() as client:
+            id = (await client.create_flow_run(ingest.ingest_timestep, parameters=parameters)).id
+            await asyncio.sleep(3.5)  # no place is free
+            for name in ("AwaitingImages", "Failed"):
+                run = await client.read_flow_run(id)
+                state = await run_flow_async(ingest.ingest_timestep, run, parameters, return_type="state")
+                assert cast(Any, state).name == name
+                await asyncio.sleep(3.5)
+
+    asyncio.run(test())
+    assert "2 of 3 images" in said(event_log, Rejected)[0].reason
 
 
 def test_what_is_read_within_the_tick_of_a_share_is_read_after_it(tmp_path: Path) -> None:
