@@ -87,6 +87,10 @@ class Executions:
         """How many there are."""
         return len(self._under_way)
 
+    def __contains__(self, flow_run_id: UUID) -> bool:
+        """Whether this is one of them."""
+        return flow_run_id in self._under_way
+
     def add(self, flow_run_id: UUID) -> None:
         """It is this process that executes the run from now on."""
         self._under_way[flow_run_id] = _Execution()

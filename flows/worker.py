@@ -74,6 +74,7 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         self._log = EventLog.from_settings(get_settings())
         self._executions = Executions(self._log.flow_runs, Places(self._log.redis, self._work_pool_name))
         self._begun: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._companions: list[asyncio.Task[None]] = []
         self._context = contextvars.copy_context()
         # How many runs wait in the pool's queue for longer than they should: they get places first.
@@ -186,8 +187,25 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         self._executions.add(flow_run.id)
         task = asyncio.create_task(self._execute_claimed(flow_run, flow, claim), context=self._context.copy())
         self._begun.add(task)
-        task.add_done_callback(self._begun.discard)
+
+        def end(_: asyncio.Task[None]) -> None:
+            self._begun.discard(task)
+            if flow_run.id in self._executions:
+                # It was cancelled before its first step, so nothing in it could see to its run.
+                self._ending.add(ending := asyncio.create_task(self._hand_back(flow_run, claim)))
+                ending.add_done_callback(self._ending.discard)
+
+        task.add_done_callback(end)
         return task
+
+    async def _hand_back(self, flow_run: FlowRun, claim: UUID) -> None:
+        try:
+            await self.client.set_flow_run_state(flow_run.id, AwaitingRetry(message=HANDED_BACK), force=True)
+        except Exception:
+            # The sweep will find that nobody executes it.
+            logger.exception("Flow run %s (%s) was lost", flow_run.name, flow_run.id)
+        finally:
+            await self._executions.remove(flow_run.id, claim)
 
     async def _execute_claimed(self, flow_run: FlowRun, flow: Flow[..., Any], claim: UUID) -> None:
         _log_about(flow_run)
@@ -223,6 +241,8 @@ class InProcessWorker(BaseWorker[BaseJobConfiguration, BaseVariables, InProcessR
         self._executions.add(flow_run.id)
         try:
             async with self._handed_back_when_stopped(flow_run):
+                # At once: by its state's time, and another clock, it may be taken for lost.
+                await self._executions.tell([flow_run.id])
                 flow = await self._load(flow_run)
                 if task_status is not None:
                     task_status.started(os.getpid())
