@@ -95,23 +95,24 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_watch, "RESCAN_SECONDS", 1.0)
 
 
-def asking() -> int:
-    """The threads that wait for an answer of a share."""
-    return sum(thread.name.startswith("asks ") for thread in threading.enumerate())
+def asking(share: Share) -> int:
+    """How many threads wait for its answer."""
+    return [thread.name for thread in threading.enumerate()].count(f"asks {share.mount}")
 
 
 def test_a_share_is_asked_by_one_thread_however_often_it_hangs(share: Share) -> None:
     async def test() -> None:
         await check_answers(share.mount)
         await check_answers(share.mount / "what is not there")
+        await until(lambda: not asking(share), "the end of the threads")
         share.hang()
         for _ in range(3):
             with pytest.raises(SystemAway, match=r"has not answered for 0\.5 s: does its share hang\?"):
                 await check_answers(share.mount)
-        assert asking() == 1
+        assert asking(share) == 1
         await check_answers(share.mount.parent)
         share.answer()
-        await until(lambda: not asking(), "the end of the thread")
+        await until(lambda: not asking(share), "the end of the thread")
         await check_answers(share.mount)
 
     asyncio.run(test())
@@ -131,7 +132,7 @@ def test_a_share_that_has_not_answered_for_long_is_not_waited_for_again(
                 with pytest.raises(SystemAway):
                     await check_answers(share.mount)
         share.answer()
-        await until(lambda: not [one for one in threading.enumerate() if one.name.startswith("asks ")], "its answer")
+        await until(lambda: not asking(share), "its answer")
         share.hang()
         began = time.monotonic()
         with pytest.raises(SystemAway):
