@@ -1,14 +1,16 @@
 """What the page about the Prefect UI says of states and their messages, word by word: each of them is brought about."""
 
 import asyncio
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelling, Late, Running
+from prefect.states import Cancelling, Completed, Late, Pending, Running
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from blocks.event_file import ImagingEvent
@@ -18,7 +20,7 @@ from blocks.lease import hold
 from blocks.messages import Ingested, LogEvent
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
-from flows import executions, sweep, upload
+from flows import executions, shares, sweep, upload
 from flows.dispatch import upload_worker
 from flows.upload import OBJECT_STORE, lease_name
 from flows.watch import event_ingester
@@ -118,6 +120,7 @@ def test_the_page_tells_every_state_and_message_and_no_other(
             await ingests(operator, monkeypatch)
             await uploads(operator, monkeypatch)
             await processes_that_end(operator, monkeypatch)
+            await runs_that_wait(operator, monkeypatch)
             return list(operator.seen.values())
 
     page, told = table(), set()
@@ -163,12 +166,18 @@ async def uploads(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, lacking, leased = (operator.announce(plate) for plate in (2, 3, 4))
     operator.store.client.put_object(Bucket=operator.store.bucket_name, Key=taken.key, Body=b"another's")
     (operator.directory(lacking) / "Img" / "0.tif").unlink()
+    hanging, answers, statvfs = drop(operator.settings, "joni"), threading.Event(), os.statvfs
+    announced(operator.log, hanging, "joni")
+    monkeypatch.setattr(shares, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(os, "statvfs", lambda path: answers.wait() if "joni" in str(path) else statvfs(path))
     with hold(operator.log.redis, lease_name(operator.log, leased.key)):
         async with working(upload_worker, settings=operator.settings):
             await operator.sees("Failed", "InvalidEventFile: ")
             await operator.sees("Failed", "KeyTaken: ")
             await operator.sees("AwaitingRetry", "ImagesMissing: ")
             await operator.sees("AwaitingRetry", "LeaseTaken: ")
+            await operator.sees("AwaitingRetry", "SystemAway: ")
+            answers.set()
             # As after ten hours.
             monkeypatch.setattr(upload, "TRIES", 1)
             await operator.sees("Failed", "ImagesMissing: ")
@@ -192,4 +201,20 @@ async def processes_that_end(operator: Operator, monkeypatch: pytest.MonkeyPatch
         await operator.client.set_flow_run_state(run.id, Running(), force=True)
     lost = await sweep.under_way("upload-worker", operator.client)
     await sweep.end_lost(lost, operator.client, operator.log)
+    await operator.look()
+
+
+async def runs_that_wait(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens to runs before any process has them."""
+    monkeypatch.setattr(sweep, "STRANDED_SECONDS", 0.0)
+    client = operator.client
+    queue = await client.create_work_queue("short-lived", work_pool_name="event-ingester")
+    purge = (await client.read_deployment_by_name("purge-timesteps/event-ingester")).id
+    await client.create_flow_run_from_deployment(purge, work_queue_name=queue.name)
+    await client.delete_work_queue_by_id(queue.id)
+    await sweep.end_stranded("event-ingester", client)
+    one, two = [await client.create_flow_run_from_deployment(purge) for _ in range(2)]
+    for run in (one, two):
+        await client.set_flow_run_state(run.id, Pending())  # as the worker does that takes it
+    await client.set_flow_run_state(one.id, Completed(), force=True)
     await operator.look()
