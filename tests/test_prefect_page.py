@@ -104,6 +104,16 @@ class Operator:
         (run,) = [run for run in await flow_runs() if str(event.timestep_id) in (run.idempotency_key or "")]
         return run
 
+    async def starts_too_early(self, system: str) -> None:
+        """Start an ingest by hand of an event file that may still be being written."""
+        await ImagingSystem(settle_seconds=600).asave(system, overwrite=True)
+        path = cast(Path, self.settings.data_dir) / system / "events" / "half.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+        ingest = await self.client.read_deployment_by_name("ingest-timestep/event-ingester")
+        of_it = {"system": system, "event_file": "events/half.json"}
+        await self.client.create_flow_run_from_deployment(ingest.id, parameters=of_it)
+
     def directory(self, event: ImagingEvent) -> Path:
         return cast(Path, self.settings.data_dir) / "prince" / event.img_dir
 
@@ -153,6 +163,8 @@ async def ingests(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
             drop(operator.settings, "bowie")
         broken = drop(operator.settings, "ella")
         (cast(Path, operator.settings.data_dir) / "ella" / "events" / f"{broken.img_dir}.json").write_text("{")
+        await operator.starts_too_early("miles")
+        await operator.sees("AwaitingEventFile")
         await operator.sees("AwaitingImages")
         await operator.sees("AwaitingSpace")
         await operator.sees("Failed", "InvalidEventFile")
