@@ -162,7 +162,10 @@ class FlowRun(BaseModel):
     """A flow run that worked on the timestep."""
 
     flow_run_id: FlowRunId
-    said: list[str] = Field(description="Types of the events it left behind.", examples=[["timestep.uploaded"]])
+    said: list[str] = Field(
+        description="Types of the events it left behind; none, as long as it tries again.",
+        examples=[["timestep.uploaded"]],
+    )
     url: str | None = Field(
         description="Its page in Prefect; null where the API does not know Prefect's address.",
         examples=["http://127.0.0.1:4200/runs/flow-run/0190f3a1-7c54-7d0a-9d0b-3f4c1f6f7a11"],

@@ -11,6 +11,7 @@ from api.deps import Services
 from blocks.object_errors import ObjectStoreError
 from blocks.recorded_object import find_difference
 from blocks.tables import RejectedEventFile, Timestep
+from blocks.waits import Wait
 
 logger = logging.getLogger(__name__)
 
@@ -18,20 +19,21 @@ logger = logging.getLogger(__name__)
 STORE_SECONDS = 2.0
 
 
-def what_keeps(timestep_id: UUID, session: Session, services: Services) -> Iterator[str]:
-    """Why a timestep does not go on, or an event file with its id is not taken in."""
+def rejections_of(timestep_id: UUID, session: Session) -> list[str]:
+    """Why event files with a timestep's id are not taken in."""
     file = RejectedEventFile
-    yield from session.exec(
-        select(file.reason).where(file.timestep_id == timestep_id).order_by(col(file.rejected_at), col(file.id))
-    )
+    rejected = select(file.reason).where(file.timestep_id == timestep_id)
+    return list(session.exec(rejected.order_by(col(file.rejected_at), col(file.id))))
+
+
+def find_wait(timestep_id: UUID, services: Services) -> tuple[Wait | None, list[str]]:
+    """What a timestep waits for, if it does; and the same, or that it can't be told, for a person."""
     try:
         wait = services.log.waits.find(timestep_id)
     except RedisError as error:
         logger.warning("Timestep %s: the stream can't be asked what it waits for: %s", timestep_id, error)
-        yield "what it waits for can't be told: the stream can't be reached"
-    else:
-        if wait:
-            yield wait.sentence()
+        return None, ["what it waits for can't be told: the stream can't be reached"]
+    return wait, [wait.sentence()] if wait else []
 
 
 def what_became_of_its_object(timestep: Timestep, services: Services) -> Iterator[str]:

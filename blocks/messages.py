@@ -55,6 +55,7 @@ class Ingested(EventData):
         default_factory=list, description="What is not as announced, and was accepted by the system's policy."
     )
     priority: int = Field(0, description="Of the system when it was taken in; of a backlog, higher ones go first.")
+    flow_run_id: UUID | None = None
 
     @property
     def metadata(self) -> bytes:

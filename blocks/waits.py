@@ -19,11 +19,18 @@ class Wait(BaseModel):
     stage: Literal["ingest", "upload"]
     reason: str = Field(description="A sentence for an operator, as in the state of the flow run.")
     until: datetime = Field(description="When it is tried again.")
+    flow_run_id: UUID | None = Field(None, description="Which flow run tries.")
 
     @classmethod
-    def of(cls, stage: Literal["ingest", "upload"], reason: str | None, until: datetime | None) -> Self:
+    def of(
+        cls,
+        stage: Literal["ingest", "upload"],
+        reason: str | None,
+        until: datetime | None,
+        flow_run_id: UUID | None = None,
+    ) -> Self:
         """What the state of a flow run tells that is scheduled again."""
-        return cls(stage=stage, reason=reason or "", until=until or datetime.now(UTC))
+        return cls(stage=stage, reason=reason or "", until=until or datetime.now(UTC), flow_run_id=flow_run_id)
 
     def sentence(self) -> str:
         """All of it, for a person."""

@@ -75,7 +75,7 @@ async def tell(
 ) -> State[None]:
     """Have everybody know what a timestep waits for, if it is known which; returns the state that says so."""
     if timestep_id:
-        wait = Wait.of(stage, state.message, state.state_details.scheduled_time)
+        wait = Wait.of(stage, state.message, state.state_details.scheduled_time, UUID(current_run.id))
         with suppress(RedisError):  # Prefect shows the state all the same
             await asyncio.to_thread(log.waits.tell, timestep_id, wait)
     return state

@@ -6,6 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 from prefect import State, flow, get_run_logger, task
 from prefect.context import FlowRunContext
@@ -180,7 +181,10 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
                         ingested = await asyncio.to_thread(identify, source, event_file, event, log)
                         async with answering(cast(Path, settings.staging_dir)):
                             await stage(source, event, ingested.digest)
-                    ingested = await asyncio.to_thread(take_in, source, event_file, event, seen, log, warnings)
+                    this_run = UUID(current_run.id)
+                    ingested = await asyncio.to_thread(
+                        take_in, source, event_file, event, seen, log, warnings, this_run
+                    )
                 except StagingFull as error:
                     # Longer than until this run says it again.
                     seconds = 3 * LONGEST_PAUSE

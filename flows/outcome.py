@@ -42,7 +42,12 @@ def identify(
 
 
 def announce(
-    system: ImagingSystem, event_file: str, event: ImagingEvent, warnings: list[str], log: EventLog
+    system: ImagingSystem,
+    event_file: str,
+    event: ImagingEvent,
+    warnings: list[str],
+    log: EventLog,
+    flow_run_id: UUID | None = None,
 ) -> Ingested:
     """Append `timestep.ingested` for a complete timestep; saying it again changes nothing.
 
@@ -50,6 +55,7 @@ def announce(
         InvalidEventFile: when another timestep was announced under the same id.
     """
     ingested = identify(system, event_file, event, log, warnings=warnings)
+    ingested = ingested.model_copy(update={"flow_run_id": flow_run_id})
     log.append(LogEvent.of(ingested, STAGE))
     log.waits.end(event.timestep_id)
     return ingested
@@ -62,16 +68,18 @@ def take_in(
     seen: Fingerprint,
     log: EventLog,
     warnings: list[str] | None = None,
+    flow_run_id: UUID | None = None,
 ) -> Ingested:
     """Announce a complete timestep, and be done with its event file as it was seen.
 
     Args:
         warnings: what is not as announced, and accepted all the same.
+        flow_run_id: which flow run does so.
 
     Raises:
         InvalidEventFile: when another timestep was announced under the same id.
     """
-    ingested = announce(system, event_file, event, warnings or [], log)
+    ingested = announce(system, event_file, event, warnings or [], log, flow_run_id)
     clear(system.name, event_file, event.timestep_id, log)
     log.register.conclude(system.name, event_file, Fingerprint(file=seen.file).model_dump_json())
     return ingested

@@ -54,6 +54,20 @@ def test_a_try_that_failed_is_told_until_it_is_over(
     assert problems(client, stored) == []
 
 
+def test_the_runs_of_a_timestep_are_those_that_took_it_in_sent_it_or_try_again(
+    client: TestClient, engine: Engine, event_log: EventLog
+) -> None:
+    event, taking, trying = announced(), uuid4(), uuid4()
+    record(engine, event_log, ingested(event).model_copy(update={"flow_run_id": taking}))
+    event_log.waits.tell(event.timestep_id, RETRY.model_copy(update={"flow_run_id": trying}))
+    runs = client.get(f"/api/1/timesteps/{event.timestep_id}").json()["flow_runs"]
+    assert {run["flow_run_id"]: run["said"] for run in runs} == {str(taking): ["timestep.ingested"], str(trying): []}
+    assert str(trying) in client.get(f"/timesteps/{event.timestep_id}").text
+    event_log.waits.tell(event.timestep_id, RETRY.model_copy(update={"flow_run_id": taking}))
+    runs = client.get(f"/api/1/timesteps/{event.timestep_id}").json()["flow_runs"]
+    assert [run["flow_run_id"] for run in runs] == [str(taking)]
+
+
 def test_a_wait_that_nobody_says_again_is_forgotten(event_log: EventLog) -> None:
     event_log.waits.tell(timestep_id := uuid4(), RETRY.model_copy(update={"until": NOON - timedelta(days=3000)}))
     (key,) = event_log.redis.keys(f"*{timestep_id}")

@@ -227,11 +227,11 @@ def test_an_ingest_that_began_before_its_share_hung_keeps_no_place(
     began: set[UUID] = set()
     copy = Staging.stage
 
-    def begins(staging: Staging, system: str, timestep_id: UUID, source: Path) -> Path:
+    def begins(staging: Staging, system: str, timestep_id: UUID, *which: Any) -> Path:
         if system == "prince" and timestep_id not in began:
             share.hang()
             began.add(timestep_id)
-        return copy(staging, system, timestep_id, source)
+        return copy(staging, system, timestep_id, *which)
 
     monkeypatch.setattr(Staging, "stage", begins)
     monkeypatch.setattr(ingest, "LONGEST_PAUSE", 1.0)

@@ -26,10 +26,11 @@ from api.schemas import (
     TimestepPath,
     TimestepSummary,
 )
-from api.troubles import what_became_of_its_object, what_keeps
+from api.troubles import find_wait, rejections_of, what_became_of_its_object
 from blocks.messages import Archived, Withdrawn
 from blocks.object_store import ObjectStore
 from blocks.tables import Archive, ArchiveMember, Timestep, TimestepEvent, TimestepState
+from blocks.waits import Wait
 
 router = APIRouter(tags=["timesteps"])
 
@@ -110,7 +111,8 @@ def timestep(timestep_id: TimestepPath, session: SessionDep, services: ServicesD
     try:
         found = find_timestep(session, timestep_id)
     except Problem as problem:
-        kept = (f"{sentence}." for sentence in what_keeps(timestep_id, session, services))
+        kept = [*rejections_of(timestep_id, session), *find_wait(timestep_id, services)[1]]
+        kept = [f"{sentence}." for sentence in kept]
         raise Problem(problem.status, " ".join([problem.detail, *kept])) from None
     return describe(session, found, services)
 
@@ -119,7 +121,8 @@ def describe(session: Session, timestep: Timestep, services: Services) -> Timest
     """All that is known of a timestep. The session is given back before object storage is asked."""
     history = [HistoryEvent.of(event) for event in _said_of(session, timestep)]
     references = list(archives_with(session, timestep.key)) if timestep.key else []
-    kept = list(what_keeps(timestep.id, session, services))
+    wait, waits = find_wait(timestep.id, services)
+    kept = [*rejections_of(timestep.id, session), *waits]
     columns = {**timestep.model_dump(), "timestep_id": timestep.id}
     session.close()
     return TimestepDetail.of(
@@ -128,7 +131,7 @@ def describe(session: Session, timestep: Timestep, services: Services) -> Timest
             "object": TimestepObject.model_validate(columns) if timestep.key else None,
             "archives": references,
             "problems": [*kept, *what_became_of_its_object(timestep, services)],
-            "flow_runs": _flow_runs(history, services.prefect_ui_url),
+            "flow_runs": _flow_runs(history, wait, services.prefect_ui_url),
             "history": history,
         }
     )
@@ -153,13 +156,17 @@ def archives_with(session: Session, key: str) -> Iterator[ArchiveReference]:
         yield ArchiveReference(archive_id=id, path=path, archived_at=at)
 
 
-def _flow_runs(history: Iterable[HistoryEvent], prefect_ui_url: str | None) -> list[FlowRun]:
-    runs: dict[UUID, FlowRun] = {}
+def _flow_runs(history: Iterable[HistoryEvent], wait: Wait | None, prefect_ui_url: str | None) -> list[FlowRun]:
+    said: dict[UUID, list[str]] = {}
     for event in history:
-        if id := event.flow_run_id:
-            url = f"{prefect_ui_url}/runs/flow-run/{id}" if prefect_ui_url else None
-            runs.setdefault(id, FlowRun(flow_run_id=id, said=[], url=url)).said.append(event.type)
-    return list(runs.values())
+        if event.flow_run_id:
+            said.setdefault(event.flow_run_id, []).append(event.type)
+    if wait and wait.flow_run_id:
+        said.setdefault(wait.flow_run_id, [])  # it tries again, and has left nothing as yet
+    return [
+        FlowRun(flow_run_id=id, said=types, url=f"{prefect_ui_url}/runs/flow-run/{id}" if prefect_ui_url else None)
+        for id, types in said.items()
+    ]
 
 
 @router.get(
