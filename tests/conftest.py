@@ -35,11 +35,10 @@ from tests.watching import Ingest
 # Files of tests that one process runs: each starts a Prefect server of its own, and most other servers too. What takes
 # longest begins first, so that the processes end together. A file that is not listed is a group by itself, after these.
 GROUPS = (
-    ("operations",),
-    ("execution", "worker_type", "flight_check", "elsewhere", "reach", "run_logs", "report", "hanging_share"),
-    ("worker", "prefect_page", "check", "dispatch", "hostile_corpus", "init", "abandoned"),
-    ("end_to_end",),
+    ("execution", "worker_type", "flight_check", "elsewhere", "reach", "run_logs", "report", "hanging_share", "taking"),
+    ("worker", "prefect_page", "check", "dispatch", "hostile_corpus", "init", "abandoned", "threads", "tries"),
     ("compose_processes",),
+    ("end_to_end",),
     ("image",),
     ("object_store_resume", "object_store_faults"),  # and a RADOS Gateway
     ("never_lost",),

@@ -15,6 +15,7 @@ from blocks.s3_wire import S3Wire
 
 _STEPS: tuple[tuple[Any, str], ...] = (
     (redis.Redis, "execute_command"),
+    (redis.client.Pipeline, "execute"),
     (S3Wire, "call"),
     (S3Wire, "request"),
     (os, "unlink"),

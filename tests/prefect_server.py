@@ -29,6 +29,7 @@ from pydantic import SecretStr
 
 import flows.stack.postgres
 from blocks import remembered
+from blocks.imaging_system import ImagingSystem
 from blocks.object_store import ObjectStore
 from blocks.settings import Settings, get_settings
 from flows.init import initialize
@@ -130,9 +131,9 @@ def prepared_prefect(
 
 @pytest.fixture
 def prefect(prepared_prefect: str, tmp_path: Path) -> Iterator[str]:
-    """The address of a prepared Prefect server without flow runs, to which clients connect."""
+    """The address of a prepared Prefect server without flow runs and systems, to which clients connect."""
     with _as_client(prepared_prefect, tmp_path / "prefect"):
-        asyncio.run(_delete_runs())
+        asyncio.run(_delete_what_others_left())
         yield prepared_prefect
 
 
@@ -164,7 +165,9 @@ def _as_client(url: str, home: Path) -> AbstractContextManager[object]:
     )
 
 
-async def _delete_runs() -> None:
+async def _delete_what_others_left() -> None:
     async with get_client() as client:
         for run in await client.read_flow_runs():
             await client.delete_flow_run(run.id)
+        for block in await client.read_block_documents_by_type(ImagingSystem.get_block_type_slug()):
+            await client.delete_block_document(block.id)

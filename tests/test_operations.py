@@ -29,7 +29,7 @@ from tests.compose import ROOT
 from tests.running_stack import RunningStack, assert_same_images, drop, eventually
 
 pytest_plugins = ["tests.installed"]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 TIMESTEPS = 12
 
@@ -108,7 +108,6 @@ def _printed(stack: RunningStack, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.long
 def test_a_drained_worker_begins_nothing(stack: RunningStack) -> None:
     prefect(stack, "work-pool", "pause", "upload-worker")
     dropped = drop(stack.data_dir)
@@ -124,13 +123,11 @@ def test_a_drained_worker_begins_nothing(stack: RunningStack) -> None:
     assert_same_images(stack.export(dropped)["url"], dropped)
 
 
-@pytest.mark.long
 def test_a_microscope_that_is_added_is_found(stack: RunningStack) -> None:
     archiver(stack, "mock-microscope", "--systems", "carlos")
     eventually(lambda: "carlos" in archiver(stack, "ls", "--system", "carlos") or None, "a timestep of carlos")
 
 
-@pytest.mark.long
 def test_a_redis_that_is_full_loses_nothing(stack: RunningStack) -> None:
     with redis.Redis.from_url(stack.env["ARCHIVER_REDIS_URL"]) as full:
         full.config_set("maxmemory", 1)
@@ -144,7 +141,6 @@ def test_a_redis_that_is_full_loses_nothing(stack: RunningStack) -> None:
     assert_same_images(stack.export(dropped)["url"], dropped)
 
 
-@pytest.mark.long
 def test_nothing_is_missing_after_everything_was_destroyed(
     stack: RunningStack, docker: dict[str, str], tmp_path: Path
 ) -> None:
@@ -200,7 +196,6 @@ def test_nothing_is_missing_after_everything_was_destroyed(
     assert block.display_name == "Prinz"
 
 
-@pytest.mark.soak
 def test_it_goes_on_after_a_restart_in_another_bucket(stack: RunningStack, docker: dict[str, str]) -> None:
     old, new = stack.env["ARCHIVER_BUCKET"], "moved"
     before = drop(stack.data_dir)
