@@ -37,15 +37,12 @@ from tests.watching import Ingest
 GROUPS = (
     ("execution", "worker_type", "flight_check", "elsewhere", "reach", "run_logs", "report", "hanging_share", "taking"),
     ("worker", "prefect_page", "check", "dispatch", "hostile_corpus", "init", "abandoned", "threads", "tries"),
-    ("compose_processes",),
     ("end_to_end",),
-    ("image",),
     ("object_store_resume", "object_store_faults"),  # and a RADOS Gateway
     ("never_lost",),
     ("secrets",),
     ("embedded",),
     ("old_release",),
-    ("demo",),
 )
 
 

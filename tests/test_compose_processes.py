@@ -11,7 +11,7 @@ from tests.network import missing, run_in_sandbox
 SECONDS = 580.0
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 20)
 def test_the_services_move_timesteps() -> None:
     if not shutil.which("traefik", path=Path(sys.executable).parent):

@@ -77,7 +77,7 @@ def test_the_mock_drops_what_a_microscope_would(tmp_path: Path) -> None:
         assert sum(path.stat().st_size for path in (dropped.image_dir / "Img").iterdir()) == dropped.bytes
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_the_one_command_of_the_readme_shows_that_every_image_arrives(tmp_path: Path) -> None:
     assert "\n./scripts/demo.sh\n" in (ROOT / "README.md").read_text()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("ARCHIVER_", "AWS_", "PREFECT_"))}

@@ -221,6 +221,7 @@ async def places(pool: str, limit: int) -> AsyncIterator[None]:
             await client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=before))
 
 
+@pytest.mark.soak
 def test_an_ingest_that_began_before_its_share_hung_keeps_no_place(
     share: Share, run_settings: Settings, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def until_healthy(server: str, *health: str) -> list[str]:
     return ["sh", "-c", f"{server} >/tmp/log 2>&1 & {loop}"]
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_it_runs_as_nobody_and_writes_to_tmp_only(image: "Image") -> None:
     assert "upload-worker" in run(image)
@@ -74,7 +74,7 @@ def test_it_runs_as_nobody_and_writes_to_tmp_only(image: "Image") -> None:
     run(image, "sh", "-c", "touch /tmp/here && ! touch /opt/archiver/there /etc/there 2>/dev/null")
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_it_holds_what_production_runs_and_nothing_else(image: "Image") -> None:
     names = "import importlib.metadata, json; print(json.dumps([d.name for d in importlib.metadata.distributions()]))"
     installed = {name.lower() for name in json.loads(run(image, "python", "-c", names))}
@@ -86,7 +86,7 @@ def test_it_holds_what_production_runs_and_nothing_else(image: "Image") -> None:
     assert abs(megabytes - int(said)) < 0.1 * int(said), megabytes
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_every_part_of_it_starts(image: "Image") -> None:
     checked = run(image, "archiver", "init", "--check", status=1)
     for fault in ("not set: ARCHIVER_DATA_DIR", "not set: ARCHIVER_DATABASE_URL", "not set: PREFECT_API_URL"):

@@ -28,7 +28,7 @@ from tests.working import PATIENCE, announced, drop, flow_runs, until, working
 
 pytest_plugins = ["tests.prefect_server"]
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.soak
 
 PAGE = Path(__file__).parent.parent / "docs" / "prefect.md"
 # They need no explanation.

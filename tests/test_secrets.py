@@ -195,7 +195,7 @@ class _Uncached:
         get_settings.cache_clear()
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_no_process_prints_a_secret_when_nothing_lets_it_in(tmp_path: Path, redis_url: str) -> None:
     """Neither the entrypoints nor the commands, also not in a traceback."""
     inherited = {
