@@ -178,6 +178,7 @@ async def ingest_timestep(system: str, event_file: str) -> State[None]:
                     warnings = await find_images(source, event, in_time=in_time)
                     if await asyncio.to_thread(lambda: source.is_staged):
                         # First of all: what another event announced under the same id must not get into its copy.
+                        settings.require("staging_dir")
                         ingested = await asyncio.to_thread(identify, source, event_file, event, log)
                         async with answering(cast(Path, settings.staging_dir)):
                             await stage(source, event, ingested.digest)

@@ -26,7 +26,7 @@ from blocks.event_log import EventLog
 from blocks.imaging_system import ImagingSystem
 from blocks.messages import Cleared, Failed, Ingested, LogEvent, Rejected, Uploaded
 from blocks.object_store import ObjectStore
-from blocks.settings import Settings, get_settings
+from blocks.settings import MissingSetting, Settings, get_settings
 from flows import ingest, looks, system_watch, upload
 from flows.audit import audit
 from flows.dispatch import upload_worker
@@ -357,6 +357,17 @@ def test_a_system_that_stages_waits_for_room_and_then_is_uploaded_from_the_copy(
     asyncio.run(test())
     source.with_name("away").rename(source)
     assert_stored(run_settings, object_store, event, "bowie")
+
+
+def test_a_system_that_stages_names_the_setting_that_it_lacks(
+    run_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ARCHIVER_STAGING_DIR", raising=False)
+    get_settings.cache_clear()
+    ImagingSystem(staging="always").save("billie", overwrite=True)
+    event = drop(run_settings, "billie")
+    with pytest.raises(MissingSetting, match="ARCHIVER_STAGING_DIR"):
+        asyncio.run(ingest.ingest_timestep("billie", f"events/{event.timestep_id.hex}.json"))
 
 
 def test_an_event_file_that_is_overwritten_just_now_is_waited_for_and_not_rejected(
